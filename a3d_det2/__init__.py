@@ -1,0 +1,42 @@
+"""3D context for 2D detectors: context-fusion convolutions in Detectron2, for lesion detection in CT.
+
+Without Detectron2 the package still has the operators (``layers``), trunk and neck (``modeling``), the reader, slices
+and phantom (``data``) and the metric (``evaluation.froc``). With it, importing the package registers
+
+    backbones       build_a3d_densenet_backbone, build_a3d_densenet_fpn_backbone, build_a3d_densenet_fused_backbone
+    architecture    LesionRCNN
+    datasets        deeplesion_{train,val,test}, phantom_{train,val,test} under $DETECTRON2_DATASETS
+"""
+
+import os
+from importlib.util import find_spec
+
+if find_spec("detectron2") is not None:
+    from .checkpoint import BestCheckpointer, LesionCheckpointer
+    from .config import add_a3d_config
+    from .data.augmentation import AffineTransform, RandomAffine
+    from .data.dataset_mapper import DeepLesionMapper
+    from .data.deeplesion import register_all_deeplesion
+    from .evaluation.deeplesion_evaluation import DeepLesionEvaluator
+    from .modeling.backbone import (
+        build_a3d_densenet_backbone,
+        build_a3d_densenet_fpn_backbone,
+        build_a3d_densenet_fused_backbone,
+    )
+    from .modeling.lesion_rcnn import LesionRCNN
+
+    register_all_deeplesion(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+
+    __all__ = [
+        "AffineTransform",
+        "BestCheckpointer",
+        "DeepLesionEvaluator",
+        "DeepLesionMapper",
+        "LesionCheckpointer",
+        "LesionRCNN",
+        "RandomAffine",
+        "add_a3d_config",
+        "build_a3d_densenet_backbone",
+        "build_a3d_densenet_fpn_backbone",
+        "build_a3d_densenet_fused_backbone",
+    ]

@@ -1,0 +1,117 @@
+"""Loading that raises when weights do not fit, and saving that survives a kill at any moment."""
+
+import logging
+import math
+import os
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
+
+from .modeling.densenet import DenseNet3D
+from .modeling.pretrained import is_torchvision_densenet, load_torchvision_densenet
+
+
+class LesionCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer that also
+
+    1. loads torchvision's ImageNet DenseNet into the trunk, from a file or URL,
+    2. raises when weights do not fit, instead of logging it,
+    3. puts each file under its name only when it is complete.
+    """
+
+    def __init__(self, model, save_dir: str = "", *, stem_weights: str = "middle", **checkpointables):
+        """
+        Args:
+            model, save_dir, checkpointables: as for ``DetectionCheckpointer``.
+            stem_weights: see :func:`load_torchvision_densenet`.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self._stem_weights = stem_weights
+
+    def _load_model(self, checkpoint):
+        """
+        Raises:
+            ValueError: if a key of the checkpoint or of the model is left over, or a shape differs.
+        """
+        if is_torchvision_densenet(checkpoint["model"]):
+            trunks = [m for m in self.model.modules() if isinstance(m, DenseNet3D)]
+            if len(trunks) != 1:
+                raise ValueError(
+                    "These are weights of a torchvision DenseNet; they need a model with one DenseNet3D trunk. "
+                    f"{type(self.model).__name__} has {len(trunks)}."
+                )
+            load_torchvision_densenet(trunks[0], checkpoint["model"], self._stem_weights)
+            return None
+        incompatible = super()._load_model(checkpoint)
+        problems = [f"{key}: expected shape {want}, got {got}" for key, got, want in incompatible.incorrect_shapes]
+        wrong_shape = {key for key, *_ in incompatible.incorrect_shapes}
+        problems += [f"{key}: not in the checkpoint" for key in incompatible.missing_keys if key not in wrong_shape]
+        problems += [f"{key}: not in the model" for key in incompatible.unexpected_keys]
+        if problems:
+            raise ValueError("The weights do not fit the model:\n  " + "\n  ".join(problems))
+        return incompatible
+
+    def save(self, name: str, *, tag: bool = True, **kwargs) -> None:
+        """
+        Args:
+            name: file name without ".pth".
+            tag: whether ``--resume`` shall go on from this file.
+            kwargs: extra data to save.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        torch.save({"model": self.model.state_dict(), **states, **kwargs}, f"{path}.part")
+        os.replace(f"{path}.part", path)
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        with open(f"{path}.part", "w") as f:
+            f.write(last_filename_basename)
+        os.replace(f"{path}.part", path)
+
+
+class BestCheckpointer(HookBase):
+    """Keep the weights with the highest value of a metric as ``model_best.pth``; to stand after ``EvalHook``.
+
+    Other than Detectron2's hook of this name it keeps the value with the weights, so a resumed run does not overwrite
+    a better model of the run before, and ``--resume`` never goes on from the best instead of the last weights.
+
+    Args:
+        eval_period: of the ``EvalHook``.
+        checkpointer: what saves.
+        metric: name in the event storage, such as "froc/avg".
+    """
+
+    def __init__(self, eval_period: int, checkpointer: LesionCheckpointer, metric: str):
+        self._period = eval_period
+        self._checkpointer = checkpointer
+        self._metric = metric
+        self._best = -math.inf
+        self._logger = logging.getLogger(__name__)
+
+    def before_train(self) -> None:
+        path = os.path.join(self._checkpointer.save_dir, "model_best.pth")
+        if self.trainer.start_iter > 0 and os.path.isfile(path):
+            self._best = torch.load(path, map_location="cpu", mmap=True)[self._metric]
+
+    def after_step(self) -> None:
+        next_iter = self.trainer.iter + 1
+        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+            self._keep_if_best()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._keep_if_best()
+
+    def _keep_if_best(self) -> None:
+        value, iteration = self.trainer.storage.latest()[self._metric]
+        if value > self._best:  # never for NaN: the metric of a split without lesions
+            self._best = value
+            self._checkpointer.save("model_best", tag=False, iteration=iteration, **{self._metric: value})
+        self._logger.info(f"{self._metric} = {value:.4f} at iteration {iteration}; the best so far is {self._best:.4f}")

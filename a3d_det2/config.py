@@ -1,0 +1,36 @@
+from detectron2.config import CfgNode as CN
+
+
+def add_a3d_config(cfg: CN) -> None:
+    """Add the keys of a3d_det2, with their defaults, to a Detectron2 config."""
+    _C = cfg
+
+    _C.MODEL.A3D = CN()
+    # Fusion operator in the trunk's dense layers: a key of a3d_det2.layers.FUSION_CONVS.
+    _C.MODEL.A3D.OPERATOR = "a3d"
+    # D, the number of slices a sample has; odd, the key slice is the middle one. No other key says D.
+    _C.MODEL.A3D.NUM_SLICES = 3
+    # Shape of the DenseNet trunk; the default is DenseNet-121 without its last block.
+    _C.MODEL.A3D.BLOCK_CONFIG = [6, 12, 24]
+    _C.MODEL.A3D.GROWTH_RATE = 32
+    _C.MODEL.A3D.NUM_INIT_FEATURES = 64
+    _C.MODEL.A3D.BN_SIZE = 4
+    # "BN" or "SyncBN". SyncBN needs CUDA and several processes; elsewhere BN is used instead, and the log says so.
+    _C.MODEL.A3D.NORM = "SyncBN"
+    # How the three input channels of ImageNet's first conv become the grey one: "middle" (published) or "sum" (exact).
+    _C.MODEL.A3D.STEM_WEIGHTS = "middle"
+
+    # Distance in mm between the slices the model sees; series are resampled to it.
+    _C.INPUT.SLICE_INTERVAL = 2.0
+    # HU range mapped linearly to [-50, 205]; values outside are clipped.
+    _C.INPUT.HU_WINDOW = (-1024.0, 2050.0)
+    # Joint random shift, scale and rotation about the image centre, in training.
+    _C.INPUT.AFFINE = CN()
+    # Probability that a sample is transformed at all.
+    _C.INPUT.AFFINE.PROB = 0.8
+    # Largest shift along x and y, as a fraction of width and height.
+    _C.INPUT.AFFINE.SHIFT = 0.04
+    # Largest deviation of the scale from 1.
+    _C.INPUT.AFFINE.SCALE = 0.2
+    # Largest rotation, in degrees.
+    _C.INPUT.AFFINE.ROTATION = 15.0

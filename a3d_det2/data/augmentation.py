@@ -1,0 +1,86 @@
+"""Geometric augmentation for images with any number of slices."""
+
+import math
+
+import cv2
+import numpy as np
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import Transform
+
+
+class AffineTransform(Transform):
+    """An affine map of the image plane; the output has the size of the input.
+
+    Coordinates are continuous: pixel i covers [i, i + 1].
+
+    Args:
+        matrix: (2, 3), from input to output (x, y).
+        fill: value of image pixels that come from outside.
+    """
+
+    def __init__(self, matrix: np.ndarray, fill: float):
+        super().__init__()
+        self.matrix = np.asarray(matrix, dtype=np.float64)
+        self.fill = fill
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """(H, W) or (H, W, D), bilinear."""
+        return self._warp(img, cv2.INTER_LINEAR, self.fill)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """(H, W), nearest; 0 comes from outside."""
+        return self._warp(segmentation, cv2.INTER_NEAREST, 0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(n, 2) of x, y."""
+        return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
+
+    def inverse(self) -> Transform:
+        return AffineTransform(cv2.invertAffineTransform(self.matrix), self.fill)
+
+    def _warp(self, image: np.ndarray, interpolation: int, fill: float) -> np.ndarray:
+        height, width = image.shape[:2]
+        # OpenCV counts from pixel centres: p -> M (p + 0.5) - 0.5.
+        matrix = self.matrix.copy()
+        matrix[:, 2] += matrix[:, :2].sum(axis=1) * 0.5 - 0.5
+
+        def warp(plane):
+            return cv2.warpAffine(
+                np.ascontiguousarray(plane), matrix, (width, height), flags=interpolation, borderValue=fill
+            )
+
+        if image.ndim == 2:
+            return warp(image)
+        return np.stack([warp(image[:, :, i]) for i in range(image.shape[2])], axis=2)  # warpAffine takes 4 at most
+
+
+class RandomAffine(T.Augmentation):
+    """Joint random shift, scale and rotation about the image centre, each drawn uniformly.
+
+    Args:
+        prob: probability to transform at all.
+        shift: largest shift, as a fraction of width and height.
+        scale: largest deviation of the scale from 1.
+        rotation: largest angle in degrees.
+        fill: value of image pixels that come from outside.
+    """
+
+    def __init__(
+        self, prob: float = 0.8, shift: float = 0.04, scale: float = 0.2, rotation: float = 15.0, fill: float = -1024.0
+    ):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        if self._rand_range() >= self.prob:
+            return T.NoOpTransform()
+        height, width = image.shape[:2]
+        angle = math.radians(self._rand_range(-self.rotation, self.rotation))
+        scale = 1 + self._rand_range(-self.scale, self.scale)
+        shift = np.array(
+            [self._rand_range(-self.shift, self.shift) * width, self._rand_range(-self.shift, self.shift) * height]
+        )
+        linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        centre = np.array([width / 2, height / 2])
+        offset = centre + shift - linear @ centre
+        return AffineTransform(np.column_stack([linear, offset]), self.fill)

@@ -1,0 +1,113 @@
+import copy
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+
+from .augmentation import RandomAffine
+from .slices import load_slice_stack, window_hu
+
+
+class DeepLesionMapper:
+    """A DeepLesion dataset dict -> what the model takes; one class for training and testing.
+
+    1. Load the key slice and its neighbours, resampled along z, in HU.
+    2. Augment image, boxes and masks together.
+    3. Window the HU values.
+    4. In training, turn the annotations into ``Instances``; a dict without annotations counts as having none.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        num_slices: int,
+        slice_interval: float,
+        hu_window: tuple[float, float],
+        augmentations: list[T.Augmentation | T.Transform],
+        use_instance_mask: bool = False,
+        mask_format: str = "polygon",
+    ):
+        """
+        Args:
+            is_train: whether to keep the annotations.
+            num_slices: D, odd.
+            slice_interval: distance in mm between the slices the model sees.
+            hu_window: see :func:`window_hu`.
+            augmentations: Detectron2's or fvcore's; they get the image as (H, W, D) float32 in HU.
+            use_instance_mask: whether to keep "segmentation" of the annotations (polygons or RLE) as gt_masks.
+            mask_format: "polygon" or "bitmask", the format of gt_masks.
+        """
+        self.is_train = is_train
+        self.num_slices = num_slices
+        self.slice_interval = slice_interval
+        self.hu_window = hu_window
+        self.augmentations = T.AugmentationList(augmentations)
+        self.use_instance_mask = use_instance_mask
+        self.mask_format = mask_format
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        augmentations = utils.build_augmentation(cfg, is_train)
+        if is_train and cfg.INPUT.AFFINE.PROB > 0:
+            affine = cfg.INPUT.AFFINE
+            augmentations.append(
+                RandomAffine(affine.PROB, affine.SHIFT, affine.SCALE, affine.ROTATION, fill=cfg.INPUT.HU_WINDOW[0])
+            )
+        return {
+            "is_train": is_train,
+            "num_slices": cfg.MODEL.A3D.NUM_SLICES,
+            "slice_interval": cfg.INPUT.SLICE_INTERVAL,
+            "hu_window": cfg.INPUT.HU_WINDOW,
+            "augmentations": augmentations,
+            "use_instance_mask": cfg.MODEL.MASK_ON,
+            "mask_format": cfg.INPUT.MASK_FORMAT,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """
+        Args:
+            dataset_dict: as :func:`load_deeplesion` makes it.
+
+        Returns:
+            the same dict with "image", a (D, H, W) float32 tensor, and in training "instances" instead of
+            "annotations".
+
+        Raises:
+            FileNotFoundError, ValueError: see :func:`load_slice_stack`.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        stack = load_slice_stack(
+            dataset_dict["file_name"], self.num_slices, dataset_dict["slice_interval"], self.slice_interval
+        )
+        image = np.ascontiguousarray(stack.transpose(1, 2, 0))  # (D, H, W) -> (H, W, D)
+        utils.check_image_size(dataset_dict, image)
+
+        aug_input = T.AugInput(image)
+        transforms = self.augmentations(aug_input)
+        image = window_hu(aug_input.image, self.hu_window).transpose(2, 0, 1)  # (H, W, D) -> (D, H, W)
+        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image))
+
+        annotations = dataset_dict.pop("annotations", [])
+        if self.is_train:
+            dataset_dict["instances"] = self._instances(annotations, transforms, image.shape[1:])
+        return dataset_dict
+
+    def _instances(self, annotations: list[dict], transforms: T.TransformList, image_size: tuple[int, int]):
+        for annotation in annotations:
+            if not self.use_instance_mask:
+                annotation.pop("segmentation", None)
+            elif "segmentation" not in annotation:
+                raise ValueError(
+                    "MODEL.MASK_ON needs a 'segmentation' in every annotation. Got one with only "
+                    f"{', '.join(annotation)}."
+                )
+        instances = utils.annotations_to_instances(
+            [utils.transform_instance_annotations(a, transforms, image_size) for a in annotations],
+            image_size,
+            mask_format=self.mask_format,
+        )
+        return utils.filter_empty_instances(instances)

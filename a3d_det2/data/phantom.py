@@ -1,0 +1,328 @@
+"""Synthetic CT series in DeepLesion's own layout, where only neighbouring slices tell lesions from vessels.
+
+On its key slice a lesion (ellipsoid) and a vessel (tube) are drawn by the same rule; away from it the lesion shrinks
+and ends after a few mm, while the vessel goes on. Pure NumPy and OpenCV. In-plane lengths are in pixels, z in mm.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from .deeplesion import SPLITS
+from .slices import HU_OFFSET
+
+INTERVALS = (0.5, 1.0, 2.0, 2.5, 5.0)  # mm
+COLUMNS = (
+    "File_name",
+    "Patient_index",
+    "Study_index",
+    "Series_ID",
+    "Key_slice_index",
+    "Measurement_coordinates",
+    "Bounding_boxes",
+    "Lesion_diameters_Pixel_",
+    "Normalized_lesion_location",
+    "Coarse_lesion_type",
+    "Possibly_noisy",
+    "Slice_range",
+    "Spacing_mm_px_",
+    "Image_size",
+    "DICOM_windows",
+    "Patient_gender",
+    "Patient_age",
+    "Train_Val_Test",
+)
+BOX_MARGIN = 5  # px around the RECIST extent, as in DeepLesion
+
+AIR, FAT, MUSCLE, LUNG, BONE = -1000.0, -100.0, 45.0, -850.0, 500.0  # HU
+NOISE = 12.0  # HU, standard deviation
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A lesion or a vessel.
+
+    Attributes:
+        x, y: centre on its key slice, 0-based pixels; z: in mm.
+        long, short: semi-axes in pixels; angle: of the long axis, in radians.
+        hu: value inside.
+        depth: semi-axis along z in mm; infinite for a vessel.
+        drift: pixels per mm of z that the centre moves, (x, y); zero for a lesion.
+    """
+
+    x: float
+    y: float
+    z: float
+    long: float
+    short: float
+    angle: float
+    hu: float
+    depth: float = math.inf
+    drift: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def is_vessel(self) -> bool:
+        return math.isinf(self.depth)
+
+    def recist(self) -> np.ndarray:
+        """(4, 2) ends of the long, then of the short axis on the key slice."""
+        along = np.array([math.cos(self.angle), math.sin(self.angle)])
+        across = np.array([-along[1], along[0]])
+        ends = [self.long * along, -self.long * along, self.short * across, -self.short * across]
+        return np.array([self.x, self.y]) + ends
+
+    def box(self) -> np.ndarray:
+        """(4,) RECIST extent and margin, XYXY."""
+        points = self.recist()
+        return np.concatenate([points.min(axis=0) - BOX_MARGIN, points.max(axis=0) + BOX_MARGIN])
+
+
+@dataclass(frozen=True)
+class Series:
+    """What there is to draw of one series.
+
+    Attributes:
+        name: folder, such as "000001_01_01".
+        slices: slice numbers on disk.
+        interval: distance between slices in mm; slice k lies at k * interval.
+        width, height: pixels.
+        blobs: lesions and vessels.
+        seed: of anatomy and noise.
+    """
+
+    name: str
+    slices: tuple[int, ...]
+    interval: float
+    width: int
+    height: int
+    blobs: tuple[Blob, ...]
+    seed: int
+
+
+def random_series(
+    index: int, split: str, *, size: int, intervals: Sequence[float], context: float, seed: int
+) -> tuple[Series, list[dict]]:
+    """Invent a series with one key slice.
+
+    Args:
+        index: counts the series of all splits from 0; two in a row are two studies of one patient.
+        split: "train", "val" or "test".
+        size: width and height in pixels.
+        intervals: slice intervals to choose from, in mm.
+        context: mm of slices on either side of the key slice.
+        seed: the same seed, index and arguments give the same series.
+
+    Returns:
+        the series and its rows of DL_info.csv, one per lesion.
+    """
+    rng = np.random.default_rng([seed, index])
+    interval = float(rng.choice(intervals))
+    beside = math.ceil(context / interval)
+    first = int(rng.integers(1, 100))
+    key = first + beside
+    patient, study = index // 2 + 1, index % 2 + 1
+    name = f"{patient:06d}_{study:02d}_01"
+    spacing = round(float(rng.uniform(0.6, 0.95)) * 512 / size, 6)  # a field of view of 307 to 486 mm
+
+    num_lesions = int(rng.integers(1, 4))
+    blobs = _random_blobs(rng, num_lesions + int(rng.integers(3, 7)), size, size, key * interval, ())
+    lesions = [replace(b, depth=float(rng.uniform(3, 5)), drift=(0.0, 0.0)) for b in blobs[:num_lesions]]
+    series = Series(
+        name, tuple(range(first, key + beside + 1)), interval, size, size, (*lesions, *blobs[num_lesions:]), seed + index
+    )
+    age = f"{int(rng.integers(18, 90))}.0" if rng.random() > 0.05 else "NaN"
+    gender = str(rng.choice(["F", "M"]))
+    rows = []
+    for lesion in lesions:
+        lesion_type = -1 if split == "train" else int(rng.integers(1, 9))
+        values = (
+            f"{name}_{key:03d}.png",
+            patient,
+            study,
+            1,
+            key,
+            _join(lesion.recist().ravel() + 1),
+            _join(lesion.box() + 1),
+            _join((2 * lesion.long, 2 * lesion.short)),
+            _join((lesion.x / size, lesion.y / size, 0.5)),
+            lesion_type,
+            0,
+            f"{first}, {key + beside}",
+            _join((spacing, spacing, interval)),
+            f"{size}, {size}",
+            "-175, 275",
+            gender,
+            age,
+            SPLITS[split],
+        )
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return series, rows
+
+
+def series_from_annotations(records: list[dict], *, seed: int) -> Series:
+    """Give pixels to annotated geometry: lesions where the annotations say, vessels beside them.
+
+    Args:
+        records: the dicts of :func:`load_deeplesion` for all key slices of one series.
+        seed: the same seed and records give the same series.
+
+    Raises:
+        ValueError: if there are no records, or they are of several series.
+    """
+    names = {os.path.basename(os.path.dirname(r["file_name"])) for r in records}
+    if len(names) != 1:
+        raise ValueError(f"Expected the key slices of one series, got those of {len(names)}: {sorted(names)[:5]}.")
+    (name,) = names
+    rng = np.random.default_rng([seed, *(int(part) for part in name.split("_"))])
+    width, height = records[0]["width"], records[0]["height"]
+    interval = records[0]["slice_interval"]
+    interval = interval if math.isfinite(interval) and interval > 0 else 1.0
+    slices: set[int] = set()
+    lesions: list[Blob] = []
+    for record in records:
+        key = int(os.path.splitext(os.path.basename(record["file_name"]))[0])
+        first, last = record["slice_range"]
+        slices.update(range(min(first, key), max(last, key) + 1))
+        for annotation in record["annotations"]:
+            lesions.append(_lesion_from_recist(rng, np.array(annotation["recist"]), key * interval))
+    vessels = []
+    for z in sorted({lesion.z for lesion in lesions}):
+        vessels += _random_blobs(rng, int(rng.integers(3, 7)), width, height, z, (*lesions, *vessels))
+    return Series(
+        name, tuple(sorted(slices)), interval, width, height, (*lesions, *vessels), int(rng.integers(2**31))
+    )
+
+
+def render_slice(series: Series, index: int) -> np.ndarray:
+    """Draw one slice.
+
+    Returns:
+        (H, W) float32, in HU.
+    """
+    z = index * series.interval
+    image = _anatomy(series, z)
+    for blob in series.blobs:
+        _draw(image, blob, z)
+    noise = np.random.default_rng([series.seed, index]).normal(0, NOISE, image.shape).astype(np.float32)
+    return image + noise
+
+
+def write_series(series: Series, image_root: str) -> None:
+    """Write every slice of the series as 16-bit PNG under ``image_root``."""
+    folder = os.path.join(image_root, series.name)
+    os.makedirs(folder, exist_ok=True)
+    for index in series.slices:
+        stored = np.clip(np.rint(render_slice(series, index)) + HU_OFFSET, 0, 65535).astype(np.uint16)
+        Image.fromarray(stored).save(os.path.join(folder, f"{index:03d}.png"), compress_level=1)
+
+
+def _random_blobs(
+    rng: np.random.Generator, count: int, width: int, height: int, z: float, others: Sequence[Blob]
+) -> list[Blob]:
+    """Up to ``count`` vessels at ``z`` inside the body; no box touches another or one of ``others``."""
+    blobs: list[Blob] = []
+    size = min(width, height)
+    for _ in range(50 * count):
+        if len(blobs) == count:
+            break
+        radius, direction = 0.8 * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
+        long = rng.uniform(0.025, 0.07) * size
+        tilt, heading = rng.uniform(0, 0.004) * size, rng.uniform(0, 2 * math.pi)
+        blob = Blob(
+            x=width / 2 + radius * math.cos(direction) * 0.39 * width,
+            y=height / 2 + radius * math.sin(direction) * 0.29 * height,
+            z=z,
+            long=long,
+            short=long * rng.uniform(0.6, 0.95),
+            angle=rng.uniform(0, math.pi),
+            hu=rng.uniform(110, 160),
+            drift=(tilt * math.cos(heading), tilt * math.sin(heading)),
+        )
+        if not any(_touch(blob.box(), other.box()) for other in (*others, *blobs)):
+            blobs.append(blob)
+    return blobs
+
+
+def _touch(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool((a[:2] <= b[2:]).all() and (b[:2] <= a[2:]).all())
+
+
+def _lesion_from_recist(rng: np.random.Generator, recist: np.ndarray, z: float) -> Blob:
+    long, short = recist[1] - recist[0], recist[3] - recist[2]
+    x, y = (recist.min(axis=0) + recist.max(axis=0)) / 2
+    return Blob(
+        x=float(x),
+        y=float(y),
+        z=z,
+        long=max(float(np.hypot(*long)) / 2, 0.5),
+        short=max(float(np.hypot(*short)) / 2, 0.5),
+        angle=math.atan2(long[1], long[0]),
+        hu=rng.uniform(110, 160),
+        depth=rng.uniform(3, 5),
+    )
+
+
+def _draw(image: np.ndarray, blob: Blob, z: float) -> None:
+    dz = z - blob.z
+    if blob.is_vessel:
+        shrink = 1.0
+    elif abs(dz) >= blob.depth:
+        return
+    else:
+        shrink = math.sqrt(1 - (dz / blob.depth) ** 2)
+    x, y = blob.x + blob.drift[0] * dz, blob.y + blob.drift[1] * dz
+    reach = blob.long + 2
+    left, right = max(int(x - reach), 0), min(int(x + reach) + 2, image.shape[1])
+    top, bottom = max(int(y - reach), 0), min(int(y + reach) + 2, image.shape[0])
+    if left >= right or top >= bottom:
+        return
+    rows, columns = np.mgrid[top:bottom, left:right].astype(np.float32)
+    cos, sin = math.cos(blob.angle), math.sin(blob.angle)
+    along = ((columns - x) * cos + (rows - y) * sin) / (blob.long * shrink)
+    across = ((rows - y) * cos - (columns - x) * sin) / (blob.short * shrink)
+    # An edge about one pixel wide.
+    inside = np.clip((1 - np.hypot(along, across)) * blob.short * shrink + 0.5, 0, 1)
+    window = image[top:bottom, left:right]
+    window += inside * (blob.hu - window)
+
+
+def _anatomy(series: Series, z: float) -> np.ndarray:
+    """Body, fat, lungs, bones and soft-tissue texture at ``z``, without noise."""
+    rng = np.random.default_rng([series.seed, 0xA7A])
+    height, width = series.height, series.width
+    v, u = np.meshgrid(
+        np.linspace(-1, 1, height, dtype=np.float32), np.linspace(-1, 1, width, dtype=np.float32), indexing="ij"
+    )
+    image = np.full((height, width), AIR, dtype=np.float32)
+    grow = 1 + 0.001 * (z % 400 - 200) * rng.uniform(-1, 1)  # the body changes slowly along z
+    body_u, body_v = rng.uniform(0.84, 0.92) * grow, rng.uniform(0.62, 0.70) * grow
+    fat = rng.uniform(0.04, 0.09)
+
+    def fill(cu, cv, ru, rv, hu):
+        image[((u - cu) / ru) ** 2 + ((v - cv) / rv) ** 2 < 1] = hu
+
+    fill(0, 0, body_u, body_v, FAT)
+    fill(0, 0, body_u - fat, body_v - fat, MUSCLE)
+    texture = cv2.resize(
+        rng.normal(0, 8, (8, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+    )
+    image += np.where(image == MUSCLE, texture, 0)
+    lung = rng.uniform(0.5, 1.0)
+    for side in (-1, 1):
+        fill(side * rng.uniform(0.38, 0.42), rng.uniform(-0.1, 0), 0.27 * lung, 0.36 * lung, LUNG)
+    for angle in np.linspace(0, 2 * np.pi, int(rng.integers(8, 13)), endpoint=False) + z * 0.01:
+        fill(
+            (body_u - fat - 0.03) * math.cos(angle), (body_v - fat - 0.03) * math.sin(angle), 0.035, 0.025, BONE
+        )
+    fill(0, body_v - fat - 0.17, 0.12, 0.11, BONE - 150)
+    fill(0, body_v - fat - 0.1, 0.04, 0.035, MUSCLE - 15)
+    return image
+
+
+def _join(values) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)

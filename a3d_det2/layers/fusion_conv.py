@@ -1,0 +1,90 @@
+"""What a context-fusion convolution is.
+
+A fusion conv takes the place of a 2D convolution in a network that sees a few CT slices at once. It keeps the 2D
+kernel and its name, so 2D checkpoints load unchanged, and keeps the number of slices.
+
+Shape legend, used in every docstring of this package:
+    N batch, C channels, D slices, H height, W width, K kernel size
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FusionConv(nn.Conv2d):
+    """Base of all fusion convs: a 2D kernel and the slice-wise convolution with it.
+
+    Being an ``nn.Conv2d``, it has ``.weight`` (C_out, C_in / groups, K, K) and ``.bias`` (C_out) with torch's default
+    initialisation, and weight initialisers, optimisers and checkpoints treat it as the 2D conv it replaces.
+    Subclasses define ``forward((N, C_in, D, H, W), thickness=None) -> (N, C_out, D, H', W')``.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in ``nn.Conv2d``; they act
+            on H and W only.
+        num_slices: D of the inputs.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        num_slices: int,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ):
+        if num_slices < 1:
+            raise ValueError(f"{type(self).__name__} needs num_slices >= 1. Got {num_slices} instead!")
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.num_slices = num_slices
+
+    def slice_conv(self, x: Tensor) -> Tensor:
+        """Convolve every slice with the 2D kernel: (N, C_in, D, H, W) -> (N, C_out, D, H', W').
+
+        It is the Conv3D with W_3D = unsqueeze(W_2D, dim=2) of Algorithm 1 (line 1 and 3) in the A3D paper.
+        """
+        return F.conv3d(
+            x,
+            self.weight.unsqueeze(2),
+            self.bias,
+            stride=(1, *self.stride),
+            padding=(0, *self.padding),
+            dilation=(1, *self.dilation),
+            groups=self.groups,
+        )
+
+    def check_input(self, x: Tensor) -> None:
+        """
+        Raises:
+            ValueError: if ``x`` is not (N, in_channels, num_slices, H, W).
+        """
+        if x.dim() != 5 or x.shape[1] != self.in_channels or x.shape[2] != self.num_slices:
+            raise ValueError(
+                f"{type(self).__name__} takes an input of shape (N, C, D, H, W) with C = {self.in_channels} and "
+                f"D = {self.num_slices}. Got {tuple(x.shape)} instead!"
+            )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_slices={self.num_slices}"
+
+
+class SliceConv(FusionConv):
+    """No fusion (``none``): the 2D convolution on each slice, Sec. 2.1 (a) of the A3D paper."""
+
+    def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: (N, C_in, D, H, W)
+            thickness: (N,) slice thickness in mm; not used by this operator.
+
+        Returns:
+            (N, C_out, D, H', W')
+
+        Raises:
+            ValueError: if the shape of ``x`` does not fit.
+        """
+        self.check_input(x)
+        return self.slice_conv(x)

@@ -1,0 +1,172 @@
+"""DenseNet that sees D slices at once, its dense layers' convolutions exchanged for context-fusion convs.
+
+Parameter names are those of torchvision's DenseNet without the leading ``features.``, so ImageNet weights load by name.
+Shape legend: N batch, C channels, D slices, H height, W width. D is never pooled.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers import SliceConv, build_fusion_conv
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm3d,
+    "SyncBN": nn.SyncBatchNorm,
+}
+
+
+def get_norm(norm: str | Callable[[int], nn.Module], channels: int) -> nn.Module:
+    """
+    Args:
+        norm: a key of ``NORMS``, or any callable that makes a norm over (N, C, D, H, W) from its channel count.
+
+    Raises:
+        ValueError: if ``norm`` is a string and not a key of ``NORMS``.
+    """
+    if isinstance(norm, str):
+        if norm not in NORMS:
+            raise ValueError(f"Unknown norm {norm!r}. Choose one of {', '.join(NORMS)}.")
+        norm = NORMS[norm]
+    return norm(channels)
+
+
+class DenseLayer(nn.Module):
+    """Norm, ReLU, 1x1 fusion conv (bottleneck), norm, ReLU, 3x3 fusion conv: C -> growth_rate new channels."""
+
+    def __init__(self, op: str, num_slices: int, in_channels: int, growth_rate: int, bn_size: int, norm):
+        super().__init__()
+        bottleneck = bn_size * growth_rate
+        self.norm1 = get_norm(norm, in_channels)
+        self.conv1 = build_fusion_conv(op, in_channels, bottleneck, 1, num_slices, bias=False)
+        self.norm2 = get_norm(norm, bottleneck)
+        self.conv2 = build_fusion_conv(op, bottleneck, growth_rate, 3, num_slices, padding=1, bias=False)
+
+    def forward(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        x = self.conv1(F.relu_(self.norm1(x)), thickness)
+        return self.conv2(F.relu_(self.norm2(x)), thickness)
+
+
+class DenseBlock(nn.ModuleDict):
+    """``num_layers`` dense layers; each sees the channels of all before it."""
+
+    def __init__(
+        self, op: str, num_slices: int, num_layers: int, in_channels: int, growth_rate: int, bn_size: int, norm
+    ):
+        super().__init__(
+            {
+                f"denselayer{i + 1}": DenseLayer(
+                    op, num_slices, in_channels + i * growth_rate, growth_rate, bn_size, norm
+                )
+                for i in range(num_layers)
+            }
+        )
+        self.out_channels = in_channels + num_layers * growth_rate
+
+    def forward(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        for layer in self.values():
+            x = torch.cat([x, layer(x, thickness)], dim=1)
+        return x  # (N, C + num_layers * growth_rate, D, H, W)
+
+
+class Transition(nn.Module):
+    """Norm, ReLU, slice-wise 1x1 conv, 2x2 average pooling within the slice: (C, H, W) -> (C_out, H/2, W/2)."""
+
+    def __init__(self, num_slices: int, in_channels: int, out_channels: int, norm):
+        super().__init__()
+        self.norm = get_norm(norm, in_channels)
+        self.conv = SliceConv(in_channels, out_channels, 1, num_slices, bias=False)
+        self.pool = nn.AvgPool3d((1, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.conv(F.relu_(self.norm(x))))
+
+
+class DenseNet3D(nn.Module):
+    """DenseNet trunk over D slices; the default is DenseNet-121 truncated after dense block 3, as in Sec. 2.3 of the
+    A3D paper.
+
+    Fusion convs stand in both convolutions of every dense layer; stem and transitions work slice by slice.
+
+    Args:
+        op: name of the fusion operator, a key of ``a3d_det2.layers.FUSION_CONVS``.
+        num_slices: D.
+        block_config: dense layers per block; block i has stride 2 ** (i + 1), counted from 1.
+        growth_rate: channels each dense layer adds.
+        num_init_features: channels of the stem.
+        bn_size: width of the bottleneck in growth rates.
+        norm: "BN", "SyncBN" or a callable channels -> module.
+
+    Attributes:
+        out_channels, out_strides: dicts with the channels and the H and W stride of each output, by name.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        num_slices: int,
+        block_config: Sequence[int] = (6, 12, 24),
+        growth_rate: int = 32,
+        num_init_features: int = 64,
+        bn_size: int = 4,
+        norm: str | Callable[[int], nn.Module] = "BN",
+    ):
+        super().__init__()
+        self.num_slices = num_slices
+        self.conv0 = SliceConv(1, num_init_features, 7, num_slices, stride=2, padding=3, bias=False)
+        self.norm0 = get_norm(norm, num_init_features)
+        self.pool0 = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+
+        self.out_channels: dict[str, int] = {}
+        self.out_strides: dict[str, int] = {}
+        channels = num_init_features
+        for i, num_layers in enumerate(block_config, start=1):
+            if i > 1:
+                self.add_module(f"transition{i - 1}", Transition(num_slices, channels, channels // 2, norm))
+                channels //= 2
+            block = DenseBlock(op, num_slices, num_layers, channels, growth_rate, bn_size, norm)
+            self.add_module(f"denseblock{i}", block)
+            channels = block.out_channels
+            self.out_channels[f"dense{i}"] = channels
+            self.out_strides[f"dense{i}"] = 2 ** (i + 1)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        # As torchvision's DenseNet; the norms' weight 1 and bias 0 are torch's default.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor, thickness: Tensor | None = None) -> dict[str, Tensor]:
+        """
+        Args:
+            x: (N, 1, D, H, W)
+            thickness: (N,) slice thickness in mm, handed to every fusion conv.
+
+        Returns:
+            {"dense1": (N, 256, D, H/4, W/4), "dense2": (N, 512, D, H/8, W/8), "dense3": (N, 1024, D, H/16, W/16)}
+            for the default arguments.
+
+        Raises:
+            ValueError: if ``x`` is not (N, 1, D, H, W).
+        """
+        x = self.pool0(F.relu_(self.norm0(self.conv0(x))))  # (N, 1, D, H, W) -> (N, C, D, H/4, W/4)
+        outputs = {}
+        for i, name in enumerate(self.out_channels, start=1):
+            if i > 1:
+                x = getattr(self, f"transition{i - 1}")(x)
+            x = getattr(self, f"denseblock{i}")(x, thickness)
+            outputs[name] = x
+        return outputs
+
+
+class SliceSqueeze(nn.Conv3d):
+    """The D x 1 x 1 convolution from D slices to one 2D map, Sec. 2.3: (N, C, D, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, channels: int, num_slices: int):
+        super().__init__(channels, channels, (num_slices, 1, 1), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze(2)

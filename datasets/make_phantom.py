@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""Write a synthetic DeepLesion: 16-bit slices in Images_png/ and a complete DL_info.csv.
+
+The same arguments give the same bytes, whatever the number of workers.
+
+    python datasets/make_phantom.py --output datasets/phantom
+    python datasets/make_phantom.py --output datasets/phantom512 --size 512 --train 500
+    python datasets/make_phantom.py --output rendered --from-csv DL_info.csv --limit 300   # annotated geometry, new pixels
+"""
+
+import argparse
+import csv
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import groupby
+
+from tqdm import tqdm
+
+from a3d_det2.data.deeplesion import SPLITS, load_deeplesion
+from a3d_det2.data.phantom import COLUMNS, INTERVALS, random_series, series_from_annotations, write_series
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, help="folder to write; its DL_info.csv must not exist yet")
+    parser.add_argument("--train", type=int, default=240, help="series in the train split (default %(default)s)")
+    parser.add_argument("--val", type=int, default=40, help="series in the val split (default %(default)s)")
+    parser.add_argument("--test", type=int, default=80, help="series in the test split (default %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="image width and height (default %(default)s)")
+    parser.add_argument("--intervals", type=float, nargs="+", default=INTERVALS, help="slice intervals in mm")
+    parser.add_argument("--context", type=float, default=15.0, help="mm on either side of the key slice")
+    parser.add_argument("--from-csv", help="take the geometry of this DL_info.csv instead of inventing it")
+    parser.add_argument("--limit", type=int, help="with --from-csv: no more than this many key slices per split")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    return parser.parse_args()
+
+
+def invented(args) -> tuple[list, list[dict]]:
+    series, rows, index = [], [], 0
+    for split in SPLITS:
+        for _ in range(getattr(args, split)):
+            one, its_rows = random_series(
+                index, split, size=args.size, intervals=args.intervals, context=args.context, seed=args.seed
+            )
+            series.append(one)
+            rows += its_rows
+            index += 1
+        index += index % 2  # two in a row are one patient, and no patient is in two splits
+    return series, rows
+
+
+def annotated(args) -> tuple[list, list[dict]]:
+    records = []
+    for split in SPLITS:
+        records += load_deeplesion(args.from_csv, "", split)[: args.limit]
+    folder = lambda record: os.path.dirname(record["file_name"])  # noqa: E731
+    series = [
+        series_from_annotations(list(group), seed=args.seed)
+        for _, group in groupby(sorted(records, key=folder), key=folder)
+    ]
+    kept = {record["image_id"] for record in records}
+    with open(args.from_csv, newline="") as f:
+        rows = [row for row in csv.DictReader(f) if row["File_name"] in kept]
+    return series, rows
+
+
+def main() -> None:
+    args = parse_args()
+    csv_path = os.path.join(args.output, "DL_info.csv")
+    if os.path.exists(csv_path):
+        raise SystemExit(f"{csv_path} exists: remove the folder or choose another --output.")
+    series, rows = annotated(args) if args.from_csv else invented(args)
+    if not series:
+        raise SystemExit("Nothing to write: no key slices were asked for.")
+    write = partial(write_series, image_root=os.path.join(args.output, "Images_png"))
+    with ProcessPoolExecutor(args.workers) as pool:
+        for _ in tqdm(pool.map(write, series, chunksize=4), total=len(series), desc="phantom", unit="series"):
+            pass
+    # Last, and in one step: a folder with a DL_info.csv is complete.
+    with open(f"{csv_path}.part", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0].keys() if args.from_csv else COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(f"{csv_path}.part", csv_path)
+    print(f"Wrote {len(series)} series with {len(rows)} lesions to {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+import ast
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+HAS_DETECTRON2 = find_spec("detectron2") is not None
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def official_csv() -> Path:
+    """The official annotation rows of the test split, where they lie beside the checkout."""
+    path = REPO.parent / "shared" / "deeplesion" / "DL_info_test.csv"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory) -> Path:
+    """A $DETECTRON2_DATASETS with a small phantom."""
+    root = tmp_path_factory.mktemp("datasets")
+    arguments = ["--train", "12", "--val", "4", "--test", "6", "--size", "96", "--context", "6"]
+    command = [sys.executable, REPO / "datasets" / "make_phantom.py", "--output", root / "phantom", *arguments]
+    subprocess.run(command, check=True, cwd=REPO)
+    return root
+
+
+def _detectron2_tests() -> tuple[int, int]:
+    """Files that need Detectron2, and the test functions in them."""
+    files = [path for path in Path(__file__).parent.rglob("test_*.py") if 'importorskip("detectron2")' in path.read_text()]
+    functions = [
+        node
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    return len(files), len(functions)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not HAS_DETECTRON2:
+        files, functions = _detectron2_tests()
+        terminalreporter.write_line(
+            f"Left out: {functions} test functions in {files} files that need Detectron2, which is not installed in "
+            f"{sys.prefix}. README.md, section Install, says how to get it.",
+            yellow=True,
+        )

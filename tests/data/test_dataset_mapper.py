@@ -1,0 +1,145 @@
+import copy
+
+import numpy as np
+import pytest
+
+pytest.importorskip("detectron2")
+
+import pycocotools.mask
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import transforms as T
+from PIL import Image
+
+from a3d_det2 import DeepLesionMapper, add_a3d_config
+from a3d_det2.data import load_deeplesion
+
+BOX = [8.0, 10.0, 20.0, 18.0]
+SIZE = 40
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Slice k has k HU, and the box on it 500 more."""
+    folder = tmp_path / "000001_01_01"
+    folder.mkdir()
+    for index in (9, 10, 11):
+        hu = np.full((SIZE, SIZE), index)
+        hu[10:18, 8:20] += 500
+        Image.fromarray((hu + 32768).astype(np.uint16)).save(folder / f"{index:03d}.png")
+    return {
+        "file_name": str(folder / "010.png"),
+        "image_id": "000001_01_01_010.png",
+        "height": SIZE,
+        "width": SIZE,
+        "slice_interval": 2.0,
+        "annotations": [{"bbox": BOX, "bbox_mode": 0, "category_id": 0, "iscrowd": 0}],
+    }
+
+
+def mapper(is_train=True, augmentations=(), **options):
+    return DeepLesionMapper(
+        is_train=is_train,
+        num_slices=3,
+        slice_interval=2.0,
+        hu_window=(-1024, 2050),
+        augmentations=list(augmentations),
+        **options,
+    )
+
+
+def test_train_sample_by_hand(record):
+    before = copy.deepcopy(record)
+    sample = mapper()(record)
+    assert record == before
+    assert sample["image"].shape == (3, SIZE, SIZE)
+    assert sample["image"].dtype == torch.float32
+    scale = 255 / 3074
+    torch.testing.assert_close(sample["image"][:, 0, 0], torch.tensor([9.0, 10, 11]).add(1024).mul(scale).sub(50))
+    assert sample["instances"].gt_boxes.tensor.tolist() == [BOX]
+    assert sample["instances"].gt_classes.tolist() == [0]
+    assert sample["instances"].image_size == (SIZE, SIZE)
+    assert "annotations" not in sample
+    assert (sample["height"], sample["width"]) == (SIZE, SIZE)
+
+
+def test_flip_moves_image_and_box(record):
+    sample = mapper(augmentations=[T.RandomFlip(prob=1.0)])(record)
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[SIZE - 20.0, 10.0, SIZE - 8.0, 18.0]]
+    bright = sample["image"][1] > 50
+    ys, xs = torch.nonzero(bright, as_tuple=True)
+    assert [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] == [20, 10, 32, 18]
+
+
+def test_resize_keeps_the_original_size_for_the_output(record):
+    sample = mapper(is_train=False, augmentations=[T.ResizeShortestEdge(80, 80)])(record)
+    assert sample["image"].shape == (3, 80, 80)
+    assert (sample["height"], sample["width"]) == (SIZE, SIZE)
+    assert "instances" not in sample
+    assert "annotations" not in sample
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_without_annotations(record, is_train):
+    del record["annotations"]
+    sample = mapper(is_train)(record)
+    assert ("instances" in sample) == is_train
+    if is_train:
+        assert len(sample["instances"]) == 0
+    empty = mapper(is_train)({**record, "annotations": []})
+    assert torch.equal(empty["image"], sample["image"])
+
+
+def test_lesion_that_leaves_the_image_is_dropped(record):
+    from a3d_det2 import AffineTransform
+
+    sample = mapper(augmentations=[AffineTransform([[1, 0, -30], [0, 1, 0]], fill=-1024)])(record)
+    assert len(sample["instances"]) == 0
+    assert sample["image"][:, :, -1].max() == -50  # what comes from outside is air
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_polygons_are_carried_along(record, mask_format):
+    record["annotations"][0]["segmentation"] = [[8.0, 10, 20, 10, 20, 18, 8, 18]]
+    sample = mapper(augmentations=[T.HFlipTransform(SIZE)], use_instance_mask=True, mask_format=mask_format)(record)
+    masks = sample["instances"].gt_masks
+    assert masks.get_bounding_boxes().tensor.tolist() == [[20.0, 10.0, 32.0, 18.0]]
+    assert not mapper()(record)["instances"].has("gt_masks")
+
+
+def test_rle_is_carried_along(record):
+    mask = np.zeros((SIZE, SIZE), dtype=np.uint8, order="F")
+    mask[10:18, 8:20] = 1
+    record["annotations"][0]["segmentation"] = pycocotools.mask.encode(mask)
+    sample = mapper(augmentations=[T.HFlipTransform(SIZE)], use_instance_mask=True, mask_format="bitmask")(record)
+    assert np.array_equal(sample["instances"].gt_masks.tensor[0].numpy(), mask[:, ::-1])
+
+
+def test_masks_asked_for_but_absent(record):
+    with pytest.raises(ValueError, match="needs a 'segmentation' in every annotation. Got one with only bbox"):
+        mapper(use_instance_mask=True)(record)
+
+
+def test_size_that_disagrees_with_the_csv(record):
+    with pytest.raises(Exception, match=r"010.png"):
+        mapper()({**record, "height": 50})
+
+
+def test_from_config(record):
+    cfg = get_cfg()
+    add_a3d_config(cfg)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (SIZE,), SIZE
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = SIZE, SIZE
+    train, test = DeepLesionMapper(cfg, is_train=True), DeepLesionMapper(cfg, is_train=False)
+    assert [type(a).__name__ for a in train.augmentations.augs] == ["ResizeShortestEdge", "RandomFlip", "RandomAffine"]
+    assert [type(a).__name__ for a in test.augmentations.augs] == ["ResizeShortestEdge"]
+    torch.testing.assert_close(test(record)["image"], mapper(False)(record)["image"])
+    np.random.seed(0)
+    first, second = train(record), train(record)
+    assert not torch.equal(first["image"], second["image"])
+
+
+def test_official_record_without_pixels(official_csv):
+    record = load_deeplesion(str(official_csv), "no/such", "test")[0]
+    with pytest.raises(FileNotFoundError, match="no/such/000001_01_01/109.png: no such slice"):
+        mapper()(record)

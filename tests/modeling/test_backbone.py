@@ -1,0 +1,90 @@
+import logging
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from torch import nn
+
+from a3d_det2 import add_a3d_config
+
+
+def small_cfg(name="build_a3d_densenet_backbone", **a3d):
+    cfg = get_cfg()
+    add_a3d_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.PIXEL_MEAN = [0.0]
+    cfg.MODEL.PIXEL_STD = [1.0]
+    cfg.MODEL.FPN.IN_FEATURES = ["dense1", "dense2", "dense3"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    settings = {"BLOCK_CONFIG": [1, 1, 1], "GROWTH_RATE": 4, "NUM_INIT_FEATURES": 8, "BN_SIZE": 2, "NORM": "BN"}
+    for key, value in {**settings, **a3d}.items():
+        cfg.MODEL.A3D[key] = value
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("build_a3d_densenet_backbone", {"dense1": (12, 4), "dense2": (10, 8), "dense3": (9, 16)}),
+        ("build_a3d_densenet_fpn_backbone", {"p2": (16, 4), "p3": (16, 8), "p4": (16, 16)}),
+        ("build_a3d_densenet_fused_backbone", {"p2": (16, 4)}),
+    ],
+)
+def test_outputs_are_as_announced(name, expected):
+    backbone = build_backbone(small_cfg(name))
+    assert {key: (s.channels, s.stride) for key, s in backbone.output_shape().items()} == expected
+    assert backbone.size_divisibility == 16
+    features = backbone.eval()(torch.randn(2, 3, 64, 32))
+    assert {key: tuple(y.shape) for key, y in features.items()} == {
+        key: (2, channels, 64 // stride, 32 // stride) for key, (channels, stride) in expected.items()
+    }
+
+
+def test_all_slices_reach_the_maps_even_without_fusion():
+    backbone = build_backbone(small_cfg(OPERATOR="none")).eval()
+    x = torch.randn(1, 3, 32, 32)
+    for k in range(3):
+        changed = x.clone()
+        changed[:, k] += 1
+        assert not torch.allclose(backbone(x)["dense3"], backbone(changed)["dense3"])
+
+
+def test_one_slice():
+    assert build_backbone(small_cfg(NUM_SLICES=1))(torch.randn(2, 1, 32, 32))["dense1"].shape == (2, 12, 8, 8)
+
+
+@pytest.mark.parametrize("slices", [2, 4, 0, -1])
+def test_even_num_slices(slices):
+    with pytest.raises(ValueError, match=f"NUM_SLICES must be odd.* Got {slices} instead"):
+        build_backbone(small_cfg(NUM_SLICES=slices))
+
+
+def test_pixel_mean_has_one_entry():
+    cfg = small_cfg()
+    cfg.MODEL.PIXEL_MEAN = [0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="PIXEL_MEAN must have one entry.* Got 3 entries"):
+        build_backbone(cfg)
+
+
+def test_unknown_operator_lists_the_choices():
+    with pytest.raises(ValueError, match="Unknown fusion operator 'A3D'. Choose one of none, a3d"):
+        build_backbone(small_cfg(OPERATOR="A3D"))
+
+
+def test_wrong_number_of_slices():
+    with pytest.raises(ValueError, match=r"D = 3 slices \(MODEL.A3D.NUM_SLICES\). Got \(1, 7, 32, 32\)"):
+        build_backbone(small_cfg())(torch.randn(1, 7, 32, 32))
+
+
+def test_sync_bn_falls_back_and_says_so(caplog):
+    with caplog.at_level(logging.WARNING, logger="a3d_det2"):
+        backbone = build_backbone(small_cfg(NORM="SyncBN"), ShapeSpec(channels=1))
+    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert {type(m) for m in norms} == {nn.BatchNorm3d}
+    assert "SyncBN, which needs CUDA and several processes; using BN on cpu with 1 process" in caplog.text

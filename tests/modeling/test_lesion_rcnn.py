@@ -1,0 +1,67 @@
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from a3d_det2 import add_a3d_config
+
+
+@pytest.fixture(scope="module", params=["build_a3d_densenet_fpn_backbone", "build_a3d_densenet_fused_backbone"])
+def model(request, repo):
+    cfg = get_cfg()
+    add_a3d_config(cfg)
+    cfg.merge_from_file(str(repo / "configs/quick/a3d_7slice.yaml"))
+    cfg.MODEL.A3D.NUM_SLICES = 3
+    cfg.MODEL.BACKBONE.NAME = request.param
+    if "fused" in request.param:
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16, 24, 32]]
+        cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2"]
+    cfg.VIS_PERIOD = 1
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def sample(height, width, boxes):
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+    return {"image": torch.randn(3, height, width), "instances": instances, "height": 2 * height, "width": 2 * width}
+
+
+def test_batch_of_different_sizes_with_an_image_without_lesions(model):
+    model.train()
+    batch = [sample(70, 100, [[10, 10, 40, 40]]), sample(64, 48, []), sample(33, 90, [[5, 5, 25, 25], [40, 4, 60, 30]])]
+    with EventStorage(0) as storage:
+        losses = model(batch)
+        ((name, picture, _),) = storage._vis_data
+    assert {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} <= losses.keys()
+    total = sum(losses.values())
+    total.backward()
+    assert torch.isfinite(total)
+    unused = [n for n, p in model.named_parameters() if p.grad is None]
+    assert unused == []
+    assert picture.shape == (3, 70, 200)
+    assert "GT" in name
+
+
+def test_a_batch_without_any_lesion_trains(model):
+    model.train()
+    with EventStorage(1):
+        losses = model([sample(64, 64, []), sample(64, 64, [])])
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_inference_scales_boxes_to_the_original_size(model):
+    model.eval()
+    with torch.no_grad():
+        one, two = model([{"image": torch.randn(3, 70, 100), "height": 140, "width": 200}, {"image": torch.randn(3, 64, 48)}])
+    assert one["instances"].image_size == (140, 200)
+    assert two["instances"].image_size == (64, 48)
+    assert len(one["instances"]) <= 50
+    assert one["instances"].pred_boxes.tensor[:, 2].max() <= 200

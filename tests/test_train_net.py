@@ -1,0 +1,174 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+
+TINY = """
+MODEL.A3D.NUM_SLICES 3 MODEL.A3D.BLOCK_CONFIG [1,1,1] MODEL.A3D.GROWTH_RATE 8 MODEL.A3D.NUM_INIT_FEATURES 16
+MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.RPN.POST_NMS_TOPK_TRAIN 50
+INPUT.MIN_SIZE_TRAIN (96,) INPUT.MAX_SIZE_TRAIN 96 INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 96
+DATALOADER.NUM_WORKERS 0 SOLVER.IMS_PER_BATCH 2 SOLVER.STEPS () SOLVER.WARMUP_ITERS 0
+""".split()
+
+
+@pytest.fixture
+def train_net(repo, phantom_root, tmp_path):
+    """Start train_net.py on the small phantom; the output goes to tmp_path/out."""
+
+    def start(*arguments, options=(), wait=True):
+        command = [sys.executable, str(repo / "train_net.py"), "--config-file", str(repo / "configs/quick/a3d_7slice.yaml")]
+        command += [*arguments, "OUTPUT_DIR", str(tmp_path / "out"), *TINY, *map(str, options)]
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(phantom_root)}
+        with open(tmp_path / "log.txt", "a") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=repo, start_new_session=True)
+        if wait:
+            assert process.wait(300) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+        return process
+
+    return start
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_evaluate_again(train_net, tmp_path):
+    out = tmp_path / "out"
+    options = ["SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 4, "VIS_PERIOD", 2]
+    train_net(options=[*options, "DATASETS.TEST", '("phantom_val","phantom_test")'])
+    assert {"model_0000003.pth", "model_final.pth", "model_best.pth", "config.yaml", "log.txt"} <= set(os.listdir(out))
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    assert any(name.startswith("events.out.tfevents") for name in os.listdir(out))
+    evaluated = {m["iteration"]: m for m in metrics(out) if "phantom_val/froc/avg" in m}
+    assert sorted(evaluated) == [1, 3, 6]
+    assert "phantom_test/froc/sensitivity_0.5" in evaluated[6]
+    for split in ("phantom_val", "phantom_test"):
+        assert {"froc.json", "froc.png", "coco_instances_results.json"} == set(os.listdir(out / "inference" / split))
+    assert "Avg." in (tmp_path / "log.txt").read_text()
+
+    best = torch.load(out / "model_best.pth")
+    assert best["phantom_val/froc/avg"] == max(m["phantom_val/froc/avg"] for m in evaluated.values())
+    train_net("--eval-only", options=["MODEL.WEIGHTS", out / "model_final.pth"])
+    assert read(out / "inference" / "froc.json") == read(out / "inference" / "phantom_test" / "froc.json")
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_report_what_one_process_does(train_net, tmp_path):
+    out = tmp_path / "out"
+    two = ["--num-gpus", "2", "--dist-url", "auto"]
+    train_net(*two, options=["SOLVER.MAX_ITER", 4])
+    in_training = (out / "inference" / "froc.json", out / "inference" / "coco_instances_results.json")
+    in_training = [read(path) for path in in_training]
+    for arguments in (two, []):
+        train_net("--eval-only", *arguments, options=["MODEL.WEIGHTS", out / "model_final.pth"])
+        report, detections = (read(out / "inference" / n) for n in ("froc.json", "coco_instances_results.json"))
+        assert report == in_training[0]
+        assert [d["image_id"] for d in detections] == [d["image_id"] for d in in_training[1]]
+        for one, other in zip(detections, in_training[1], strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+    assert report["num_images"] == 6
+    assert len({d["image_id"] for d in detections}) == 6
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_resumes_and_ends_at_the_same_iteration(train_net, tmp_path):
+    out = tmp_path / "out"
+    options = ["SOLVER.MAX_ITER", 30, "SOLVER.CHECKPOINT_PERIOD", 3, "TEST.EVAL_PERIOD", 6]
+    reached = -1
+    for kill in range(3):
+        process = train_net("--resume", options=options, wait=False)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            tag = out / "last_checkpoint"
+            done = torch.load(out / tag.read_text(), mmap=True)["iteration"] if tag.exists() else -1
+            if done > reached:
+                time.sleep(0.07 * kill)
+                break
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        reached = torch.load(out / (out / "last_checkpoint").read_text(), mmap=True)["iteration"]
+    assert 0 <= reached < 29
+    train_net("--resume", options=options)
+    log = (tmp_path / "log.txt").read_text()
+    assert f"Starting training from iteration {reached + 1}" in log
+    final = torch.load(out / "model_final.pth")
+    assert final["iteration"] == 29
+    assert final["trainer"]["iteration"] == 29
+    assert (out / "inference" / "froc.json").is_file()
+    assert max(m["iteration"] for m in metrics(out)) == 30
+
+    # Once it has ended, a resume evaluates again and trains no more.
+    train_net("--resume", options=options)
+    assert torch.load(out / "model_final.pth")["iteration"] == 29
+
+
+@pytest.fixture
+def trainer_class(monkeypatch, phantom_root):
+    import train_net
+
+    return train_net.Trainer
+
+
+def test_gradients_are_clipped_over_the_full_model(repo, trainer_class):
+    from detectron2.config import get_cfg
+
+    from a3d_det2 import add_a3d_config
+
+    cfg = get_cfg()
+    add_a3d_config(cfg)
+    cfg.merge_from_file(str(repo / "configs/a3d_7slice.yaml"))
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 5.0
+    optimizer = trainer_class.build_optimizer(cfg, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full((2, 2), 100.0)
+    optimizer.step()
+    total = torch.sqrt(sum(p.grad.square().sum() for p in model.parameters()))
+    assert total == pytest.approx(5.0, rel=1e-4)
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"  # Detectron2's own: each parameter by itself
+    optimizer = trainer_class.build_optimizer(cfg, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full((2, 2), 100.0)
+    optimizer.step()
+    assert model[0].weight.grad.norm() == pytest.approx(5.0, rel=1e-4)
+
+
+def test_schedule_is_the_published_one(repo, trainer_class):
+    from detectron2.config import get_cfg
+
+    from a3d_det2 import add_a3d_config
+
+    cfg = get_cfg()
+    add_a3d_config(cfg)
+    cfg.merge_from_file(str(repo / "configs/a3d_7slice.yaml"))
+    optimizer = trainer_class.build_optimizer(cfg, torch.nn.Linear(2, 2))
+    scheduler = trainer_class.build_lr_scheduler(cfg, optimizer)
+    rates = {}
+    for iteration in range(45000):
+        rates[iteration] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(0.0002)
+    assert rates[250] == pytest.approx(0.0101)
+    assert rates[500] == rates[25289] == pytest.approx(0.02)
+    assert rates[25290] == rates[44959] == pytest.approx(0.002)
+    assert rates[44960] == pytest.approx(0.0002)
+    assert 22478 * 20 / 8 == pytest.approx(cfg.SOLVER.MAX_ITER, rel=1e-3)
+    # Scaled to one GPU: a batch of 1, an eighth of the learning rate, eight times the iterations.
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
+    one = trainer_class.auto_scale_workers(cfg, 1)
+    assert (one.SOLVER.IMS_PER_BATCH, one.SOLVER.BASE_LR, one.SOLVER.MAX_ITER) == (1, 0.0025, 8 * 56200)
