@@ -2,8 +2,8 @@
 """Train and evaluate a lesion detector with Detectron2.
 
     python train_net.py --config-file configs/a3d_7slice.yaml --num-gpus 8
-    python train_net.py --config-file configs/a3d_7slice.yaml --eval-only MODEL.WEIGHTS output/a3d_7slice/model_best.pth \
-        DATASETS.TEST '("deeplesion_test",)'
+    python train_net.py --config-file configs/a3d_7slice.yaml --eval-only \
+        MODEL.WEIGHTS output/a3d_7slice/model_best.pth DATASETS.TEST '("deeplesion_test",)'
     python train_net.py --config-file configs/quick/a3d_7slice.yaml --resume
 """
 
@@ -60,9 +60,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_checkpointer(cls, cfg, model, **checkpointables):
-        return LesionCheckpointer(
-            model, cfg.OUTPUT_DIR, stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS, **checkpointables
-        )
+        return LesionCheckpointer(model, cfg.OUTPUT_DIR, stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS, **checkpointables)
 
     @classmethod
     def build_optimizer(cls, cfg, model):

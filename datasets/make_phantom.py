@@ -5,7 +5,7 @@ The same arguments give the same bytes, whatever the number of workers.
 
     python datasets/make_phantom.py --output datasets/phantom
     python datasets/make_phantom.py --output datasets/phantom512 --size 512 --train 500
-    python datasets/make_phantom.py --output rendered --from-csv DL_info.csv --limit 300   # annotated geometry, new pixels
+    python datasets/make_phantom.py --output rendered --from-csv DL_info.csv --limit 300  # pixels for real annotations
 """
 
 import argparse

@@ -36,7 +36,9 @@ def phantom_root(tmp_path_factory) -> Path:
 
 def _detectron2_tests() -> tuple[int, int]:
     """Files that need Detectron2, and the test functions in them."""
-    files = [path for path in Path(__file__).parent.rglob("test_*.py") if 'importorskip("detectron2")' in path.read_text()]
+    files = [
+        path for path in Path(__file__).parent.rglob("test_*.py") if 'importorskip("detectron2")' in path.read_text()
+    ]
     functions = [
         node
         for path in files

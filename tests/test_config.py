@@ -39,7 +39,7 @@ def test_leaf_builds(repo, leaf):
     model = build_model(cfg)
     assert isinstance(model, LesionRCNN)
     operator, slices = leaf.removeprefix("quick/").replace("_fpn", "").split("_")
-    assert (cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.NUM_SLICES) == (operator, int(slices[0]))
+    assert (operator, int(slices[0])) == (cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.NUM_SLICES)
     trunk = next(m for name, m in model.named_modules() if name.endswith("trunk"))
     assert trunk.num_slices == int(slices[0])
     assert leaf.split("/")[-1] in cfg.OUTPUT_DIR

@@ -66,10 +66,9 @@ def load_deeplesion(csv_path: str, image_root: str, split: str, *, drop_noisy: b
             row = _Row(csv_path, rows.line_num, row)
             if row.integer("Train_Val_Test") != SPLITS[split] or (drop_noisy and row.integer("Possibly_noisy")):
                 continue
-            name = row.text("File_name")
-            if name not in records:
-                records[name] = _key_slice(row, image_root)
-            records[name]["annotations"].append(_lesion(row, records[name]["width"], records[name]["height"]))
+            key_slice = _key_slice(row, image_root)
+            record = records.setdefault(key_slice["image_id"], key_slice)
+            record["annotations"].append(_lesion(row, key_slice["width"], key_slice["height"]))
     return list(records.values())
 
 

@@ -133,7 +133,13 @@ def random_series(
     blobs = _random_blobs(rng, num_lesions + int(rng.integers(3, 7)), size, size, key * interval, ())
     lesions = [replace(b, depth=float(rng.uniform(3, 5)), drift=(0.0, 0.0)) for b in blobs[:num_lesions]]
     series = Series(
-        name, tuple(range(first, key + beside + 1)), interval, size, size, (*lesions, *blobs[num_lesions:]), seed + index
+        name,
+        tuple(range(first, key + beside + 1)),
+        interval,
+        size,
+        size,
+        (*lesions, *blobs[num_lesions:]),
+        seed + index,
     )
     age = f"{int(rng.integers(18, 90))}.0" if rng.random() > 0.05 else "NaN"
     gender = str(rng.choice(["F", "M"]))
@@ -193,9 +199,7 @@ def series_from_annotations(records: list[dict], *, seed: int) -> Series:
     vessels = []
     for z in sorted({lesion.z for lesion in lesions}):
         vessels += _random_blobs(rng, int(rng.integers(3, 7)), width, height, z, (*lesions, *vessels))
-    return Series(
-        name, tuple(sorted(slices)), interval, width, height, (*lesions, *vessels), int(rng.integers(2**31))
-    )
+    return Series(name, tuple(sorted(slices)), interval, width, height, (*lesions, *vessels), int(rng.integers(2**31)))
 
 
 def render_slice(series: Series, index: int) -> np.ndarray:
@@ -308,17 +312,13 @@ def _anatomy(series: Series, z: float) -> np.ndarray:
 
     fill(0, 0, body_u, body_v, FAT)
     fill(0, 0, body_u - fat, body_v - fat, MUSCLE)
-    texture = cv2.resize(
-        rng.normal(0, 8, (8, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
-    )
+    texture = cv2.resize(rng.normal(0, 8, (8, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     image += np.where(image == MUSCLE, texture, 0)
     lung = rng.uniform(0.5, 1.0)
     for side in (-1, 1):
         fill(side * rng.uniform(0.38, 0.42), rng.uniform(-0.1, 0), 0.27 * lung, 0.36 * lung, LUNG)
     for angle in np.linspace(0, 2 * np.pi, int(rng.integers(8, 13)), endpoint=False) + z * 0.01:
-        fill(
-            (body_u - fat - 0.03) * math.cos(angle), (body_v - fat - 0.03) * math.sin(angle), 0.035, 0.025, BONE
-        )
+        fill((body_u - fat - 0.03) * math.cos(angle), (body_v - fat - 0.03) * math.sin(angle), 0.035, 0.025, BONE)
     fill(0, body_v - fat - 0.17, 0.12, 0.11, BONE - 150)
     fill(0, body_v - fat - 0.1, 0.04, 0.035, MUSCLE - 15)
     return image

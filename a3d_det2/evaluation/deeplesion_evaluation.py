@@ -11,10 +11,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from .froc import AVERAGED_FPS, FPS_PER_IMAGE, FrocCurve, froc_curve
+from .visualization import plot_froc
 
 # Slice thickness strata of the DeepLesion papers; a series without a valid interval is in neither.
 STRATA: dict[str, Callable[[dict], bool]] = {
@@ -97,7 +97,9 @@ class DeepLesionEvaluator(DatasetEvaluator):
         return OrderedDict(
             froc={
                 "avg": report["average"],
-                **{f"sensitivity_{fps:g}": s for fps, s in zip(self._fps_per_image, report["sensitivity"], strict=True)},
+                **{
+                    f"sensitivity_{fps:g}": s for fps, s in zip(self._fps_per_image, report["sensitivity"], strict=True)
+                },
                 "avg_thin": strata["<= 2 mm"]["average"],
                 "avg_thick": strata["> 2 mm"]["average"],
             }
@@ -161,29 +163,6 @@ class DeepLesionEvaluator(DatasetEvaluator):
         path = os.path.join(self._output_dir, "froc.png")
         plot_froc(curves).savefig(path, dpi=150)
         self._logger.info(f"Wrote froc.json, froc.png and coco_instances_results.json to {self._output_dir}")
-
-
-def plot_froc(curves: dict[str, FrocCurve], highest_fps: float = 16) -> Figure:
-    """Draw FROC curves, with a logarithmic axis from 1/8 to ``highest_fps`` false positives per image.
-
-    Args:
-        curves: by their name in the legend; one without lesions is left out.
-    """
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    fps = np.geomspace(1 / 8, highest_fps, 500)
-    for name, curve in curves.items():
-        if curve.num_lesions:
-            axes.plot(fps, curve.at(fps), label=f"{name} ({curve.num_lesions} lesions)")
-    ticks = 2.0 ** np.arange(-3, math.log2(highest_fps) + 1)
-    axes.set(xscale="log", xlim=(fps[0], fps[-1]), ylim=(0, 1.02))
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set(xlabel="False positives per image", ylabel="Sensitivity")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(loc="lower right")
-    return figure
 
 
 def _nan_to_none(value):

@@ -18,9 +18,9 @@ def is_torchvision_densenet(state_dict: dict[str, Tensor]) -> bool:
 def load_torchvision_densenet(trunk: DenseNet3D, state_dict: dict[str, Tensor], stem_weights: str = "middle") -> None:
     """Load a torchvision DenseNet state dict (such as ``densenet121``) into the trunk, by name.
 
-    Both key styles are understood: ``denselayer1.norm.1.weight`` of the published files and ``denselayer1.norm1.weight``
-    of the module. What lies behind the trunk's last dense block (transition, later blocks, final norm, classifier) is
-    left out. Fusion weights, which no 2D network has, keep their initial value.
+    Both key styles are understood: ``denselayer1.norm.1.weight`` of the published files and
+    ``denselayer1.norm1.weight`` of the module. What lies behind the trunk's last dense block (transition, later blocks,
+    final norm, classifier) is left out. Fusion weights, which no 2D network has, keep their initial value.
 
     Args:
         trunk: a :class:`DenseNet3D` of the same width and depth.

@@ -69,7 +69,9 @@ def test_one_row_by_hand(write_csv):
 
 
 def test_lesions_of_a_key_slice_come_together_in_file_order(write_csv):
-    path = write_csv({"Bounding_boxes": "2,2,9,9"}, {"File_name": "000002_01_01_001.png"}, {"Bounding_boxes": "5,5,8,8"})
+    path = write_csv(
+        {"Bounding_boxes": "2,2,9,9"}, {"File_name": "000002_01_01_001.png"}, {"Bounding_boxes": "5,5,8,8"}
+    )
     first, second = load_deeplesion(path, "", "test")
     assert [a["bbox"][0] for a in first["annotations"]] == [1.0, 4.0]
     assert len(second["annotations"]) == 1

@@ -81,13 +81,13 @@ def test_lesion_stands_where_the_row_says(tmp_path):
     drawn = np.abs(render_slice(series, key) - render_slice(bare, key)) > 0
     for row in rows:
         x1, y1, x2, y2 = (float(v) - 1 for v in row["Bounding_boxes"].split(","))
-        inside = drawn[round(y1) + 4 : round(y2) - 3, round(x1) + 4 : round(x2) - 3]
-        ys, xs = np.nonzero(drawn[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1])
-        # Pixels end where the RECIST extent ends, 5 px within the box.
-        assert inside.any(axis=0).all()
-        assert inside.any(axis=1).all()
-        assert xs.min() + int(x1) == pytest.approx(x1 + 5, abs=1.6)
-        assert ys.max() + int(y1) == pytest.approx(y2 - 5, abs=1.6)
+        left, top = round(x1), round(y1)
+        ys, xs = np.nonzero(drawn[top : round(y2) + 1, left : round(x2) + 1])
+        # The lesion fills the RECIST extent, keeps within the box and has the box's centre.
+        for low, high, pixels in ((x1, x2, xs + left), (y1, y2, ys + top)):
+            assert low + 0.5 < pixels.min() < low + 6.6
+            assert high - 6.6 < pixels.max() < high - 0.5
+            assert (pixels.min() + pixels.max()) / 2 == pytest.approx((low + high) / 2, abs=1)
 
 
 def test_written_slices_are_the_rendered_ones(tmp_path):
@@ -154,7 +154,11 @@ def test_same_bytes_whatever_the_workers(repo, tmp_path):
         for record in records:
             stack = load_slice_stack(record["file_name"], 3, record["slice_interval"])
             assert stack.shape == (3, record["height"], record["width"])
-    assert not patients["train"] & patients["val"] | patients["val"] & patients["test"] | patients["train"] & patients["test"]
+    assert (
+        not patients["train"] & patients["val"]
+        | patients["val"] & patients["test"]
+        | patients["train"] & patients["test"]
+    )
 
 
 def test_official_rows_can_be_given_pixels(repo, official_csv, tmp_path):

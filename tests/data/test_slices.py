@@ -114,7 +114,9 @@ def test_not_16_bit(tmp_path, mode):
 def test_neighbour_of_another_size(tmp_path):
     save(tmp_path, KEY, 0)
     Image.fromarray(np.zeros((5, 5), np.uint16)).save(tmp_path / "101.png")
-    with pytest.raises(ValueError, match=r"101.png: expected the size of the key slice .*100.png, \(3, 4\), got \(5, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"101.png: expected the size of the key slice .*100.png, \(3, 4\), got \(5, 5\)"
+    ):
         load_slice_stack(str(tmp_path / "100.png"), 3, 2.0)
 
 

@@ -13,7 +13,9 @@ def det(*rows):
 
 
 def test_iou_counts_the_last_pixel():
-    iou = paired_iou(np.array([[0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 9, 9]]), np.array([[0, 0, 9, 9], [0, 0, 9, 4], [10, 0, 19, 9]]))
+    iou = paired_iou(
+        np.array([[0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 9, 9]]), np.array([[0, 0, 9, 9], [0, 0, 9, 4], [10, 0, 19, 9]])
+    )
     assert iou.tolist() == [1.0, 0.5, 0.0]
 
 
@@ -35,7 +37,12 @@ def test_iou_counts_the_last_pixel():
         # A box on the lesion of another image is a false positive.
         ([det((B, 0.9)), det((A, 0.5))], [[A], [B]], [0.5, 1], [0, 0]),
         # On the way to a repeated FP value the first sensitivity counts, at it the last.
-        ([det((FAR, 0.9), (A, 0.8), (B, 0.7), (FAR, 0.6))], [[A, B, [50, 50, 59, 59], [60, 60, 69, 69]]], [0.99, 1, 1.5, 2, 9], [0, 0.5, 0.5, 0.5, 0.5]),
+        (
+            [det((FAR, 0.9), (A, 0.8), (B, 0.7), (FAR, 0.6))],
+            [[A, B, [50, 50, 59, 59], [60, 60, 69, 69]]],
+            [0.99, 1, 1.5, 2, 9],
+            [0, 0.5, 0.5, 0.5, 0.5],
+        ),
         # Between points: hit at 0 FPs, then hit at 1 FP, linear in between only up to the point of the FP itself.
         ([det((A, 0.9), (FAR, 0.8), (B, 0.7))], [[A, B]], [0, 0.5, 1], [0.5, 0.5, 1]),
         # Equal scores keep the order of the input.

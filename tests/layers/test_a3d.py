@@ -18,7 +18,9 @@ def algorithm_1(x, fusion_weight, weight, bias, **conv):
 
 @pytest.mark.parametrize("depth", [1, 3, 4, 7])
 @pytest.mark.parametrize(
-    "conv", [{}, {"stride": 2, "padding": 1}, {"padding": 2, "dilation": 2, "groups": 2}], ids=["plain", "stride", "groups"]
+    "conv",
+    [{}, {"stride": 2, "padding": 1}, {"padding": 2, "dilation": 2, "groups": 2}],
+    ids=["plain", "stride", "groups"],
 )
 def test_equals_algorithm_1_in_double_precision(depth, conv):
     torch.manual_seed(depth)

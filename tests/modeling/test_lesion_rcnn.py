@@ -60,7 +60,9 @@ def test_a_batch_without_any_lesion_trains(model):
 def test_inference_scales_boxes_to_the_original_size(model):
     model.eval()
     with torch.no_grad():
-        one, two = model([{"image": torch.randn(3, 70, 100), "height": 140, "width": 200}, {"image": torch.randn(3, 64, 48)}])
+        one, two = model(
+            [{"image": torch.randn(3, 70, 100), "height": 140, "width": 200}, {"image": torch.randn(3, 64, 48)}]
+        )
     assert one["instances"].image_size == (140, 200)
     assert two["instances"].image_size == (64, 48)
     assert len(one["instances"]) <= 50

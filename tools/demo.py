@@ -1,0 +1,92 @@
+#!/usr/bin/env python
+"""Phantom, training, evaluation and pictures in a few minutes on a CPU.
+
+Trains configs/quick/a3d_7slice.yaml and, as the comparison, the same network on the key slice alone.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tabulate import tabulate
+
+REPO = Path(__file__).resolve().parents[1]
+RUNS = {"A3D, 7 slices": "a3d_7slice", "the key slice alone": "a3d_1slice"}
+PROGRESS = re.compile(r"(iter: \d+ .*?loss: \S+|Inference done .*?(?=\. Data)|Starting training.*)")
+
+
+def run(title: str, log: Path, *command: str, **environment: str) -> None:
+    """Run a command with its output in ``log``, showing progress lines only.
+
+    Raises:
+        SystemExit: if it fails; the end of the log is printed.
+    """
+    print(f"\n{title}\n  $ {' '.join(command)}\n  log: {log}", flush=True)
+    with open(log, "w") as f:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=REPO,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        )
+        for line in process.stdout:
+            f.write(line)
+            if found := PROGRESS.search(line):
+                print(f"  {found[1]}", flush=True)
+    if process.wait() != 0:
+        print("".join(log.read_text().splitlines(keepends=True)[-20:]))
+        raise SystemExit(f"{' '.join(command)} failed; its whole output is in {log}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=REPO / "demo_output")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides for both trainings")
+    args = parser.parse_args()
+    output, start = args.output.resolve(), time.monotonic()
+    output.mkdir(parents=True, exist_ok=True)
+    datasets = {"DETECTRON2_DATASETS": str(output)}
+
+    if not (output / "phantom" / "DL_info.csv").is_file():
+        shutil.rmtree(output / "phantom", ignore_errors=True)
+        run("1. Phantom", output / "phantom.log", "datasets/make_phantom.py", "--output", str(output / "phantom"))
+    for i, (title, name) in enumerate(RUNS.items()):
+        shutil.rmtree(output / name, ignore_errors=True)
+        config = f"configs/quick/{name}.yaml"
+        command = ["train_net.py", "--config-file", config, "OUTPUT_DIR", str(output / name), *args.opts]
+        run(f"{i + 2}. Train and evaluate: {title}", output / f"{name}.log", *command, **datasets)
+    results = output / "a3d_7slice" / "inference"
+    pictures = ["--dataset", "phantom_test", "--output", str(output / "pictures")]
+    command = ["tools/visualize_json_results.py", "--input", str(results / "coco_instances_results.json"), *pictures]
+    run("4. Pictures", output / "pictures.log", *command, **datasets)
+
+    reports = {
+        title: json.loads((output / name / "inference" / "froc.json").read_text()) for title, name in RUNS.items()
+    }
+    rows = [[title, *r["sensitivity"], r["average"]] for title, r in reports.items()]
+    first = next(iter(reports.values()))
+    header = ["model input", *(f"{fps:g}" for fps in first["fps_per_image"]), "Avg. (0.5-4)"]
+    print(
+        f"\nSensitivity at false positives per image, on the {first['num_lesions']} lesions of the "
+        f"{first['num_images']} held-out phantom key slices:\n{tabulate(rows, header, floatfmt='.3f')}"
+    )
+    print(f"\nDone in {time.monotonic() - start:.0f} s. Written:")
+    for path in (
+        results / "froc.json",
+        results / "froc.png",
+        output / "pictures" / "overview.png",
+        output / "pictures",
+    ):
+        print(f"  {os.path.relpath(path, Path.cwd())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Make the virtual environment $1 ready: torch, a3d_det2 with its development tools, and Detectron2.
+# Exit status 3: everything but Detectron2, which could not be had.
+#
+# Detectron2 comes from $DETECTRON2 (a wheel, a checkout, a URL: any pip requirement but a bare name), or else a wheel
+# that pip's find-links offers, or else its repository at the commit in requirements-detectron2.txt. The bare name is
+# never asked of an index: it is free there for anyone to take.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$1
+python="$venv/bin/python"
+requirement=${DETECTRON2:-}
+
+if [[ -n $requirement && ! -e $requirement && $requirement =~ ^[A-Za-z0-9._-]+(\[.*\])?([=\<\>~!].*)?$ ]]; then
+    echo "DETECTRON2=$requirement: expected a wheel, a checkout or a URL. As a name alone it would come from a public" \
+        "index, where Detectron2 is not; nothing was installed." >&2
+    exit 2
+fi
+# pip reads "folder" as a name and "./folder" as a path.
+[[ -n $requirement && -e $requirement ]] && requirement=$(realpath "$requirement")
+
+if [[ ! -x $python ]]; then
+    echo "Making a virtual environment in $venv"
+    "${PYTHON3:-python3}" -m venv "$venv"
+fi
+if [[ ! -e $venv/.installed || setup.py -nt $venv/.installed ]]; then
+    echo "Installing torch, torchvision and a3d_det2 (the first time, this downloads several GB)"
+    # setuptools 81 dropped pkg_resources, which Detectron2's model zoo imports.
+    "$python" -m pip install --quiet torch torchvision "setuptools<81" wheel ninja
+    "$python" -m pip install --quiet --no-build-isolation -e ".[dev]"
+    touch "$venv/.installed"
+fi
+
+have_detectron2() { "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('detectron2') is None)"; }
+pip_install() { "$python" -m pip install --quiet --no-build-isolation "$@"; }
+
+if have_detectron2 && [[ -z $requirement || $requirement == "$(cat "$venv/.detectron2" 2>/dev/null)" ]]; then
+    exit 0
+fi
+wheels=$(mktemp -d)
+trap 'rm -rf "$wheels"' EXIT
+if [[ -n $requirement ]]; then
+    echo "Installing Detectron2 from $requirement"
+    pip_install "$requirement"
+    echo "$requirement" > "$venv/.detectron2"
+elif "$python" -m pip download --quiet --no-index --no-deps --dest "$wheels" detectron2 2> /dev/null; then
+    echo "Installing Detectron2 from pip's find-links: $(ls "$wheels")"
+    pip_install "$wheels"/detectron2-*
+else
+    echo "Installing Detectron2 from its repository (this compiles it)"
+    GIT_TERMINAL_PROMPT=0 pip_install -r requirements-detectron2.txt || exit 3
+fi
+have_detectron2 || exit 3

@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Draw key slices with ground truth (green) and detections (orange, dashed), one PNG each and an overview.
+
+    python tools/visualize_json_results.py --input output/a3d_7slice/inference/coco_instances_results.json \
+        --dataset deeplesion_test --output pictures
+"""
+
+import argparse
+import json
+import os
+from collections import defaultdict
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from tqdm import tqdm
+
+import a3d_det2  # noqa: F401  registers the datasets
+from a3d_det2.data.slices import read_slice
+from a3d_det2.evaluation.visualization import plot_key_slices
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, help="coco_instances_results.json")
+    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--dataset", default="deeplesion_test", help="registered dataset (default %(default)s)")
+    parser.add_argument("--conf-threshold", type=float, default=0.5, help="lowest score drawn (default %(default)s)")
+    parser.add_argument("--limit", type=int, default=20, help="most key slices drawn (default %(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    detections = defaultdict(list)
+    with open(args.input) as f:
+        for result in json.load(f):
+            if result["score"] >= args.conf_threshold:
+                x, y, width, height = result["bbox"]
+                detections[result["image_id"]].append((x, y, x + width, y + height, result["score"]))
+    os.makedirs(args.output, exist_ok=True)
+    samples = []
+    for image in tqdm(DatasetCatalog.get(args.dataset)[: args.limit], desc="pictures"):
+        boxes = np.array([a["bbox"] for a in image.get("annotations", ())])
+        name = image["image_id"].removesuffix(".png")
+        sample = (name, read_slice(image["file_name"]), boxes, np.array(detections[image["image_id"]]))
+        plot_key_slices([sample]).savefig(os.path.join(args.output, f"{name}.png"), dpi=150)
+        samples.append(sample)
+    overview = os.path.join(args.output, "overview.png")
+    plot_key_slices(samples[:12]).savefig(overview, dpi=100)
+    print(f"Wrote {len(samples)} key slices and {overview}")
+
+
+if __name__ == "__main__":
+    main()
