@@ -208,3 +208,46 @@ def test_schedule_is_the_published_one(repo, trainer_class):
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
     one = trainer_class.auto_scale_workers(cfg, 1)
     assert (one.SOLVER.IMS_PER_BATCH, one.SOLVER.BASE_LR, one.SOLVER.MAX_ITER) == (1, 0.0025, 8 * 56200)
+
+
+@pytest.mark.slow
+def test_full_setup_trains_at_512_px_within_12_gb(repo, tmp_path):
+    """The published a3d, 7-slice network: steps with gradients and momentum, and an evaluation."""
+    phantom = ["--output", tmp_path / "deeplesion", "--size", "512", "--train", "2", "--val", "1", "--test", "0"]
+    subprocess.run(
+        [sys.executable, repo / "datasets/make_phantom.py", *phantom, "--context", "6"], check=True, cwd=repo
+    )
+    code = (
+        "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:]).returncode; "
+        "print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(done)"
+    )
+    options = [
+        "MODEL.DEVICE",
+        "cpu",
+        "SOLVER.IMS_PER_BATCH",
+        "1",
+        "SOLVER.MAX_ITER",
+        "2",
+        "DATALOADER.NUM_WORKERS",
+        "0",
+    ]
+    options += ["MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path / "out")]
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            sys.executable,
+            "train_net.py",
+            "--config-file",
+            "configs/a3d_7slice.yaml",
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=repo,
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert int(run.stdout.split("peak ")[1]) / 2**20 < 12  # KiB -> GiB
+    assert (tmp_path / "out" / "inference" / "froc.json").is_file()
