@@ -231,7 +231,7 @@ def test_full_setup_trains_at_512_px_within_12_gb(repo, tmp_path):
         "DATALOADER.NUM_WORKERS",
         "0",
     ]
-    options += ["MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path / "out")]
+    options += ["DATALOADER.NUM_WORKERS", "0", "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path / "out")]
     run = subprocess.run(
         [
             sys.executable,

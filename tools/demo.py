@@ -27,7 +27,7 @@ def run(title: str, log: Path, *command: str, **environment: str) -> None:
     Raises:
         SystemExit: if it fails; the end of the log is printed.
     """
-    print(f"\n{title}\n  $ {' '.join(command)}\n  log: {log}", flush=True)
+    print(f"\n{title}\n  $ python {' '.join(command)}\n  log: {log}", flush=True)
     with open(log, "w") as f:
         process = subprocess.Popen(
             [sys.executable, *command],
