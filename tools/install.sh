@@ -47,7 +47,7 @@ elif "$python" -m pip download --quiet --no-index --no-deps --dest "$wheels" det
     echo "Installing Detectron2 from pip's find-links: $(ls "$wheels")"
     pip_install "$wheels"/detectron2-*
 else
-    echo "Installing Detectron2 from its repository (this compiles it)"
-    GIT_TERMINAL_PROMPT=0 pip_install -r requirements-detectron2.txt || exit 3
+    echo "Installing Detectron2 from its repository (this compiles it; log: $venv/detectron2.log)"
+    GIT_TERMINAL_PROMPT=0 pip_install -r requirements-detectron2.txt > "$venv/detectron2.log" 2>&1 || exit 3
 fi
 have_detectron2 || exit 3
