@@ -69,7 +69,11 @@ class RandomAffine(T.Augmentation):
         self, prob: float = 0.8, shift: float = 0.04, scale: float = 0.2, rotation: float = 15.0, fill: float = -1024.0
     ):
         super().__init__()
-        self._init(locals())
+        self.prob = prob
+        self.shift = shift
+        self.scale = scale
+        self.rotation = rotation
+        self.fill = fill
 
     def get_transform(self, image: np.ndarray) -> Transform:
         if self._rand_range() >= self.prob:

@@ -41,6 +41,7 @@ BOX_MARGIN = 5  # px around the RECIST extent, as in DeepLesion
 
 AIR, FAT, MUSCLE, LUNG, BONE = -1000.0, -100.0, 45.0, -850.0, 500.0  # HU
 NOISE = 12.0  # HU, standard deviation
+REACH = 10.0  # mm over which a vessel moves sideways, so that in a long series it stays in the body
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Blob:
         long, short: semi-axes in pixels; angle: of the long axis, in radians.
         hu: value inside.
         depth: semi-axis along z in mm; infinite for a vessel.
-        drift: pixels per mm of z that the centre moves, (x, y); zero for a lesion.
+        drift: pixels per mm of z that the centre moves near z, (x, y); it comes to rest after ``REACH`` mm or so.
+            Zero for a lesion.
     """
 
     x: float
@@ -130,7 +132,7 @@ def random_series(
     spacing = round(float(rng.uniform(0.6, 0.95)) * 512 / size, 6)  # a field of view of 307 to 486 mm
 
     num_lesions = int(rng.integers(1, 4))
-    blobs = _random_blobs(rng, num_lesions + int(rng.integers(3, 7)), size, size, key * interval, ())
+    blobs = _random_blobs(rng, num_lesions + int(rng.integers(3, 7)), size, size, key * interval)
     lesions = [replace(b, depth=float(rng.uniform(3, 5)), drift=(0.0, 0.0)) for b in blobs[:num_lesions]]
     series = Series(
         name,
@@ -196,9 +198,12 @@ def series_from_annotations(records: list[dict], *, seed: int) -> Series:
         slices.update(range(min(first, key), max(last, key) + 1))
         for annotation in record["annotations"]:
             lesions.append(_lesion_from_recist(rng, np.array(annotation["recist"]), key * interval))
-    vessels = []
-    for z in sorted({lesion.z for lesion in lesions}):
-        vessels += _random_blobs(rng, int(rng.integers(3, 7)), width, height, z, (*lesions, *vessels))
+    # Vessels as large as the lesions; several around the first key slice, one more for each further one.
+    vessels: list[Blob] = []
+    sizes = [lesion.long for lesion in lesions]
+    for i, z in enumerate(sorted({lesion.z for lesion in lesions})):
+        count = int(rng.integers(3, 7)) if i == 0 else 1
+        vessels += _random_blobs(rng, count, width, height, z, (*lesions, *vessels), sizes)
     return Series(name, tuple(sorted(slices)), interval, width, height, (*lesions, *vessels), int(rng.integers(2**31)))
 
 
@@ -226,16 +231,23 @@ def write_series(series: Series, image_root: str) -> None:
 
 
 def _random_blobs(
-    rng: np.random.Generator, count: int, width: int, height: int, z: float, others: Sequence[Blob]
+    rng: np.random.Generator,
+    count: int,
+    width: int,
+    height: int,
+    z: float,
+    others: Sequence[Blob] = (),
+    sizes: Sequence[float] = (),
 ) -> list[Blob]:
-    """Up to ``count`` vessels at ``z`` inside the body; no box touches another or one of ``others``."""
+    """Up to ``count`` vessels at ``z`` inside the body, about as large as ``sizes`` (long semi-axes in pixels) if there
+    are any; no box touches another or one of ``others``."""
     blobs: list[Blob] = []
     size = min(width, height)
     for _ in range(50 * count):
         if len(blobs) == count:
             break
         radius, direction = 0.8 * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
-        long = rng.uniform(0.025, 0.07) * size
+        long = rng.choice(sizes) * rng.uniform(0.8, 1.25) if len(sizes) else rng.uniform(0.025, 0.07) * size
         tilt, heading = rng.uniform(0, 0.004) * size, rng.uniform(0, 2 * math.pi)
         blob = Blob(
             x=width / 2 + radius * math.cos(direction) * 0.39 * width,
@@ -279,7 +291,8 @@ def _draw(image: np.ndarray, blob: Blob, z: float) -> None:
         return
     else:
         shrink = math.sqrt(1 - (dz / blob.depth) ** 2)
-    x, y = blob.x + blob.drift[0] * dz, blob.y + blob.drift[1] * dz
+    travel = REACH * math.tanh(dz / REACH)
+    x, y = blob.x + blob.drift[0] * travel, blob.y + blob.drift[1] * travel
     reach = blob.long + 2
     left, right = max(int(x - reach), 0), min(int(x + reach) + 2, image.shape[1])
     top, bottom = max(int(y - reach), 0), min(int(y + reach) + 2, image.shape[0])
