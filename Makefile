@@ -14,21 +14,25 @@ PYTHON := $(VENV)/bin/python
 INSTALL := bash tools/install.sh $(VENV)
 else
 INSTALL := true
+ifneq ($(DETECTRON2),)
+$(error PYTHON= names an environment that is used as it is; DETECTRON2= would change nothing in it)
+endif
 endif
 
 define NO_DETECTRON2
-Detectron2 is not installed and could be had neither from a wheel in pip's find-links nor from its repository.
-Run one of
+Detectron2 is not installed for $(PYTHON), and make found neither a wheel of it in pip's find-links nor could it reach
+its repository. Run one of
     make demo DETECTRON2=/path/to/detectron2.whl
     make demo DETECTRON2=/path/to/a/checkout/of/detectron2
     make demo PYTHON=/path/to/a/python/that/has/it
 endef
 export NO_DETECTRON2
+FIND_DETECTRON2 := import importlib.util as u, sys; sys.exit(u.find_spec('detectron2') is None)
 
 .PHONY: demo test lint install clean
 
 demo: install
-	@$(PYTHON) -c "import detectron2" 2> /dev/null || { echo "$$NO_DETECTRON2" >&2; exit 1; }
+	@$(PYTHON) -c "$(FIND_DETECTRON2)" || { echo "$$NO_DETECTRON2" >&2; exit 1; }
 	@$(PYTHON) tools/demo.py
 
 # Without Detectron2 the tests that need it are left out, and pytest's summary says how many.
@@ -43,4 +47,4 @@ install:
 	@$(INSTALL) || { status=$$?; [ $$status = 3 ]; }
 
 clean:
-	rm -rf .venv demo_output output
+	rm -rf $(VENV) demo_output output

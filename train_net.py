@@ -23,6 +23,7 @@ from detectron2.engine import (
     default_setup,
     launch,
 )
+from detectron2.evaluation import verify_results
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -53,7 +54,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         hooks = super().build_hooks()
-        if comm.is_main_process():
+        if comm.is_main_process() and self.cfg.DATASETS.TEST:
             # Between the evaluation and the writers, which stand last.
             hooks.insert(-1, BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best_metric(self.cfg)))
         return hooks
@@ -108,32 +109,53 @@ def best_metric(cfg) -> str:
     return "froc/avg" if len(cfg.DATASETS.TEST) == 1 else f"{cfg.DATASETS.TEST[0]}/froc/avg"
 
 
-def setup(args):
+def get_config(args):
     cfg = get_cfg()
     add_a3d_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     cfg.freeze()
+    return cfg
+
+
+def setup(args):
+    cfg = get_config(args)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="a3d_det2", abbrev_name="a3d")
     return cfg
 
 
-def main(args):
+def train_or_evaluate(args):
     cfg = setup(args)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     if args.eval_only:
         model = Trainer.build_model(cfg)
         Trainer.build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return Trainer.test(cfg, model)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
+def main(args):
+    results = train_or_evaluate(args)
+    if distributed.is_initialized():
+        # A process that just ends here takes gloo's threads down with an abort, and launch() then stops the others.
+        comm.synchronize()
+        distributed.destroy_process_group()
+    return results
+
+
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
+    if get_config(args).MODEL.DEVICE == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # where there are GPUs, launch() would take NCCL and one GPU per process
+        )
     launch(
         main,
         args.num_gpus,

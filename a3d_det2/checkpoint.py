@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import pickle
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -28,6 +29,25 @@ class LesionCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **checkpointables)
         self._stem_weights = stem_weights
+
+    def load(self, path: str, *args, **kwargs):
+        """
+        Raises:
+            ValueError: if the file is no checkpoint or its weights do not fit; the message names it.
+        """
+        try:
+            return super().load(path, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _load_file(self, filename: str):
+        try:
+            checkpoint = super()._load_file(filename)
+        except (RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"expected a checkpoint with a state dict, got an unreadable file ({error})") from error
+        if not isinstance(checkpoint["model"], dict):
+            raise ValueError(f"expected a state dict, got a {type(checkpoint['model']).__name__}")
+        return checkpoint
 
     def _load_model(self, checkpoint):
         """
@@ -98,7 +118,11 @@ class BestCheckpointer(HookBase):
     def before_train(self) -> None:
         path = os.path.join(self._checkpointer.save_dir, "model_best.pth")
         if self.trainer.start_iter > 0 and os.path.isfile(path):
-            self._best = torch.load(path, map_location="cpu", mmap=True)[self._metric]
+            saved = torch.load(path, map_location="cpu", mmap=True)
+            if self._metric in saved:
+                self._best = saved[self._metric]
+            else:
+                self._logger.warning(f"{path} was not chosen by {self._metric}; the best is looked for anew.")
 
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1

@@ -23,7 +23,7 @@ from a3d_det2.data.phantom import COLUMNS, INTERVALS, random_series, series_from
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, help="folder to write; its DL_info.csv must not exist yet")
+    parser.add_argument("--output", required=True, help="folder to write; must not hold a dataset yet")
     parser.add_argument("--train", type=int, default=240, help="series in the train split (default %(default)s)")
     parser.add_argument("--val", type=int, default=40, help="series in the val split (default %(default)s)")
     parser.add_argument("--test", type=int, default=80, help="series in the test split (default %(default)s)")
@@ -68,13 +68,14 @@ def annotated(args) -> tuple[list, list[dict]]:
 
 def main() -> None:
     args = parse_args()
-    csv_path = os.path.join(args.output, "DL_info.csv")
-    if os.path.exists(csv_path):
-        raise SystemExit(f"{csv_path} exists: remove the folder or choose another --output.")
+    csv_path, image_root = os.path.join(args.output, "DL_info.csv"), os.path.join(args.output, "Images_png")
+    for path in (csv_path, image_root):
+        if os.path.exists(path):  # slices of another phantom would become neighbours
+            raise SystemExit(f"{path} exists: remove {args.output} or choose another --output.")
     series, rows = annotated(args) if args.from_csv else invented(args)
     if not series:
         raise SystemExit("Nothing to write: no key slices were asked for.")
-    write = partial(write_series, image_root=os.path.join(args.output, "Images_png"))
+    write = partial(write_series, image_root=image_root)
     with ProcessPoolExecutor(args.workers) as pool:
         for _ in tqdm(pool.map(write, series, chunksize=4), total=len(series), desc="phantom", unit="series"):
             pass

@@ -67,7 +67,7 @@ def test_torchvision_weights_need_a_trunk(imagenet):
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path):
     LesionCheckpointer(Detector("a3d"), str(tmp_path)).save("a3d")
-    with pytest.raises(ValueError, match=r"trunk.denseblock1.denselayer1.conv1.fusion_weight: not in the model"):
+    with pytest.raises(ValueError, match=r"a3d.pth: The weights do not fit[^$]*conv1.fusion_weight: not in the model"):
         LesionCheckpointer(Detector("none")).load(str(tmp_path / "a3d.pth"))
     with pytest.raises(ValueError, match=re.escape("conv1.fusion_weight: expected shape (7, 7, 64), got (3, 3, 64)")):
         LesionCheckpointer(Detector("a3d", 7)).load(str(tmp_path / "a3d.pth"))
@@ -76,6 +76,17 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path):
         LesionCheckpointer(Detector("a3d")).load(str(tmp_path / "none.pth"))
     with pytest.raises(AssertionError, match=r"nowhere.pth not found"):
         LesionCheckpointer(Detector("a3d")).load(str(tmp_path / "nowhere.pth"))
+
+
+def test_files_that_are_no_checkpoints_are_named(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"model": [1, 2]}, tmp_path / "inner.pth")
+    LesionCheckpointer(nn.Linear(2, 2), str(tmp_path)).save("whole")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:500])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for name in ("list", "inner", "half", "empty"):
+        with pytest.raises(ValueError, match=rf"{name}.pth: expected a (checkpoint|state dict)"):
+            LesionCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / f"{name}.pth"))
 
 
 def test_round_trip_and_tag(tmp_path):
@@ -129,6 +140,11 @@ def test_best_is_kept_over_a_resume(tmp_path):
     assert run(tmp_path, 5, [0] * 5 + [0.6]) == 5
     assert run(tmp_path, 0, [0.1]) == 0  # a new training starts anew
     assert not (tmp_path / "last_checkpoint").exists()
+
+
+def test_best_by_another_metric_is_looked_for_anew(tmp_path):
+    LesionCheckpointer(nn.Linear(2, 2), str(tmp_path)).save("model_best", iteration=7, **{"phantom_val/froc/avg": 0.9})
+    assert run(tmp_path, 1, [0, 0.2]) == 1
 
 
 def test_best_without_any_lesion(tmp_path):

@@ -12,38 +12,12 @@ pytest.importorskip("detectron2")
 
 import torch
 
-TINY = [
-    "MODEL.A3D.NUM_SLICES",
-    "3",
-    "MODEL.A3D.BLOCK_CONFIG",
-    "[1,1,1]",
-    "MODEL.A3D.GROWTH_RATE",
-    "8",
-    "MODEL.A3D.NUM_INIT_FEATURES",
-    "16",
-    "MODEL.FPN.OUT_CHANNELS",
-    "16",
-    "MODEL.ROI_BOX_HEAD.FC_DIM",
-    "16",
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
-    "50",
-    "INPUT.MIN_SIZE_TRAIN",
-    "(96,)",
-    "INPUT.MAX_SIZE_TRAIN",
-    "96",
-    "INPUT.MIN_SIZE_TEST",
-    "96",
-    "INPUT.MAX_SIZE_TEST",
-    "96",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "SOLVER.IMS_PER_BATCH",
-    "2",
-    "SOLVER.STEPS",
-    "()",
-    "SOLVER.WARMUP_ITERS",
-    "0",
-]
+TINY = """
+MODEL.A3D.NUM_SLICES 3 MODEL.A3D.BLOCK_CONFIG [1,1,1] MODEL.A3D.GROWTH_RATE 8 MODEL.A3D.NUM_INIT_FEATURES 16
+MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.RPN.POST_NMS_TOPK_TRAIN 50
+INPUT.MIN_SIZE_TRAIN (96,) INPUT.MAX_SIZE_TRAIN 96 INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 96
+DATALOADER.NUM_WORKERS 0 SOLVER.IMS_PER_BATCH 2 SOLVER.STEPS () SOLVER.WARMUP_ITERS 0
+""".split()
 
 
 @pytest.fixture
@@ -58,7 +32,7 @@ def train_net(repo, phantom_root, tmp_path):
             str(repo / "configs/quick/a3d_7slice.yaml"),
         ]
         command += [*arguments, "OUTPUT_DIR", str(tmp_path / "out"), *TINY, *map(str, options)]
-        environment = {**os.environ, "DETECTRON2_DATASETS": str(phantom_root)}
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(phantom_root), "OMP_NUM_THREADS": "1"}
         with open(tmp_path / "log.txt", "a") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, cwd=repo, start_new_session=True
@@ -105,7 +79,7 @@ def test_train_evaluate_and_evaluate_again(train_net, tmp_path):
 def test_two_processes_train_and_report_what_one_process_does(train_net, tmp_path):
     out = tmp_path / "out"
     two = ["--num-gpus", "2", "--dist-url", "auto"]
-    train_net(*two, options=["SOLVER.MAX_ITER", 4])
+    train_net(*two, options=["SOLVER.MAX_ITER", 150])
     in_training = (out / "inference" / "froc.json", out / "inference" / "coco_instances_results.json")
     in_training = [read(path) for path in in_training]
     for arguments in (two, []):
@@ -116,6 +90,7 @@ def test_two_processes_train_and_report_what_one_process_does(train_net, tmp_pat
         for one, other in zip(detections, in_training[1], strict=True):
             assert one["score"] == pytest.approx(other["score"], abs=1e-5)
     assert report["num_images"] == 6
+    assert report["average"] > 0.1  # it has learned something that could differ
     assert len({d["image_id"] for d in detections}) == 6
 
 
@@ -150,6 +125,13 @@ def test_killed_at_any_moment_it_resumes_and_ends_at_the_same_iteration(train_ne
     # Once it has ended, a resume evaluates again and trains no more.
     train_net("--resume", options=options)
     assert torch.load(out / "model_final.pth")["iteration"] == 29
+
+
+@pytest.mark.slow
+def test_training_without_a_test_set(train_net, tmp_path):
+    train_net(options=["SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()"])
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+    assert not (tmp_path / "out" / "inference").exists()
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ venv=$1
 python="$venv/bin/python"
 requirement=${DETECTRON2:-}
 
-if [[ -n $requirement && ! -e $requirement && $requirement =~ ^[A-Za-z0-9._-]+(\[.*\])?([=\<\>~!].*)?$ ]]; then
-    echo "DETECTRON2=$requirement: expected a wheel, a checkout or a URL. As a name alone it would come from a public" \
-        "index, where Detectron2 is not; nothing was installed." >&2
+if [[ -e $requirement ]]; then
+    requirement=$(realpath "$requirement")  # pip reads "folder" as a name and a full path as a path
+elif [[ -n $requirement && ! $requirement =~ ^([A-Za-z0-9._-]+\ *@\ *)?[a-z+]+:// ]]; then
+    echo "DETECTRON2=$requirement: expected a wheel or checkout that exists, or a URL. By its name alone Detectron2" \
+        "would come from a public index, where it is not; nothing was installed." >&2
     exit 2
 fi
-# pip reads "folder" as a name and "./folder" as a path.
-[[ -n $requirement && -e $requirement ]] && requirement=$(realpath "$requirement")
 
 if [[ ! -x $python ]]; then
     echo "Making a virtual environment in $venv"
@@ -43,7 +43,7 @@ if [[ -n $requirement ]]; then
     echo "Installing Detectron2 from $requirement"
     pip_install "$requirement"
     echo "$requirement" > "$venv/.detectron2"
-elif "$python" -m pip download --quiet --no-index --no-deps --dest "$wheels" detectron2 2> /dev/null; then
+elif "$python" -m pip download --quiet --no-index --no-deps --only-binary :all: --dest "$wheels" detectron2 2> /dev/null; then
     echo "Installing Detectron2 from pip's find-links: $(ls "$wheels")"
     pip_install "$wheels"/detectron2-*
 else

@@ -44,10 +44,10 @@ def main() -> None:
         name = image["image_id"].removesuffix(".png")
         sample = (name, read_slice(image["file_name"]), boxes, np.array(detections[image["image_id"]]))
         plot_key_slices([sample]).savefig(os.path.join(args.output, f"{name}.png"), dpi=150)
-        samples.append(sample)
+        samples = [*samples, sample][:12]
     overview = os.path.join(args.output, "overview.png")
-    plot_key_slices(samples[:12]).savefig(overview, dpi=100)
-    print(f"Wrote {len(samples)} key slices and {overview}")
+    plot_key_slices(samples).savefig(overview, dpi=100)
+    print(f"Wrote {overview} and a picture of each key slice beside it")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import Instances
 
 from .augmentation import RandomAffine
 from .slices import load_slice_stack, window_hu
@@ -14,7 +15,8 @@ class DeepLesionMapper:
     """A DeepLesion dataset dict -> what the model takes; one class for training and testing.
 
     1. Load the key slice and its neighbours, resampled along z, in HU.
-    2. Augment image, boxes and masks together.
+    2. Augment image, boxes and masks together. DeepLesion's boxes name pixels (0 is the centre of the first), while
+       transforms take continuous coordinates (0 is its edge): boxes are shifted by half a pixel and back.
     3. Window the HU values.
     4. In training, turn the annotations into ``Instances``; a dict without annotations counts as having none.
     """
@@ -52,6 +54,8 @@ class DeepLesionMapper:
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
         augmentations = utils.build_augmentation(cfg, is_train)
+        if is_train and cfg.INPUT.CROP.ENABLED:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         if is_train and cfg.INPUT.AFFINE.PROB > 0:
             affine = cfg.INPUT.AFFINE
             augmentations.append(
@@ -93,16 +97,21 @@ class DeepLesionMapper:
 
         annotations = dataset_dict.pop("annotations", [])
         if self.is_train:
-            dataset_dict["instances"] = self._instances(annotations, transforms, image.shape[1:])
+            dataset_dict["instances"] = self._instances(
+                annotations, transforms, image.shape[1:], dataset_dict["file_name"]
+            )
         return dataset_dict
 
-    def _instances(self, annotations: list[dict], transforms: T.TransformList, image_size: tuple[int, int]):
+    def _instances(
+        self, annotations: list[dict], transforms: T.TransformList, image_size: tuple[int, int], file_name: str
+    ) -> Instances:
         for annotation in annotations:
+            annotation["bbox"] = [value + 0.5 for value in annotation["bbox"]]
             if not self.use_instance_mask:
                 annotation.pop("segmentation", None)
             elif "segmentation" not in annotation:
                 raise ValueError(
-                    "MODEL.MASK_ON needs a 'segmentation' in every annotation. Got one with only "
+                    f"{file_name}: MODEL.MASK_ON needs a 'segmentation' in every annotation. Got one with only "
                     f"{', '.join(annotation)}."
                 )
         instances = utils.annotations_to_instances(
@@ -110,4 +119,6 @@ class DeepLesionMapper:
             image_size,
             mask_format=self.mask_format,
         )
-        return utils.filter_empty_instances(instances)
+        instances = utils.filter_empty_instances(instances)
+        instances.gt_boxes.tensor -= 0.5
+        return instances

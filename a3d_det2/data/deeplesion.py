@@ -4,9 +4,10 @@ Reading needs no Detectron2 and opens no image.
 """
 
 import csv
+import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 SPLITS = {"train": 1, "val": 2, "test": 3}  # Train_Val_Test in the file
 # Coarse_lesion_type in the file; -1 (not labelled) in the train split.
@@ -51,24 +52,25 @@ def load_deeplesion(csv_path: str, image_root: str, split: str, *, drop_noisy: b
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: on an unknown split, a missing column or a malformed value; the message names the file, and the
-            row and column.
+        ValueError: on an unknown split, a missing column, a malformed value, or rows of one key slice that disagree on
+            its size or spacing; the message names the file, line and column.
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r} of {csv_path}. Choose one of {', '.join(SPLITS)}.")
     records: dict[str, dict] = {}
-    with open(csv_path, newline="") as f:
-        rows = csv.DictReader(f)
-        missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{csv_path}: expected the columns of DL_info.csv; {', '.join(missing)} missing.")
-        for row in rows:
-            row = _Row(csv_path, rows.line_num, row)
-            if row.integer("Train_Val_Test") != SPLITS[split] or (drop_noisy and row.integer("Possibly_noisy")):
-                continue
-            key_slice = _key_slice(row, image_root)
-            record = records.setdefault(key_slice["image_id"], key_slice)
-            record["annotations"].append(_lesion(row, key_slice["width"], key_slice["height"]))
+    for row in _read_rows(csv_path):
+        row_split = row.integer("Train_Val_Test")
+        if row_split not in SPLITS.values():
+            raise row.error("Train_Val_Test", "1, 2 or 3 (train, val, test)")
+        if row_split != SPLITS[split] or (drop_noisy and row.integer("Possibly_noisy")):
+            continue
+        key_slice = _key_slice(row, image_root)
+        record = records.setdefault(key_slice["image_id"], key_slice)
+        for column, keys in (("Image_size", ("width", "height")), ("Spacing_mm_px_", ("spacing", "slice_interval"))):
+            if any(str(record[key]) != str(key_slice[key]) for key in keys):  # as text, for NaN
+                raise row.error(column, "what the row above says of the same File_name")
+        record["annotations"].append(_lesion(row, key_slice["width"], key_slice["height"]))
+    _warn_bad_intervals(csv_path, split, records)
     return list(records.values())
 
 
@@ -85,6 +87,28 @@ _COLUMNS = (
     "Image_size",
     "Train_Val_Test",
 )
+
+
+def _read_rows(csv_path: str) -> Iterator["_Row"]:
+    with open(csv_path, newline="", encoding="utf-8-sig") as f:
+        try:
+            rows = csv.DictReader(f)
+            missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{csv_path}: expected the columns of DL_info.csv; {', '.join(missing)} missing.")
+            for row in rows:
+                yield _Row(csv_path, rows.line_num, row)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{csv_path}: expected a CSV file in UTF-8, got other bytes ({error}).") from error
+
+
+def _warn_bad_intervals(csv_path: str, split: str, records: dict[str, dict]) -> None:
+    bad = [name for name, record in records.items() if not 0 < record["slice_interval"] < math.inf]
+    if bad:
+        logging.getLogger(__name__).warning(
+            f"{csv_path}: {len(bad)} of {len(records)} key slices in the {split} split have no positive slice interval "
+            f"in Spacing_mm_px_ ({bad[0]} is the first); their key slice is repeated in place of the neighbours."
+        )
 
 
 class _Row:

@@ -94,7 +94,7 @@ class Series:
         interval: distance between slices in mm; slice k lies at k * interval.
         width, height: pixels.
         blobs: lesions and vessels.
-        seed: of anatomy and noise.
+        seed: of anatomy and noise, a tuple of whole numbers.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Series:
     width: int
     height: int
     blobs: tuple[Blob, ...]
-    seed: int
+    seed: tuple[int, ...]
 
 
 def random_series(
@@ -133,6 +133,8 @@ def random_series(
 
     num_lesions = int(rng.integers(1, 4))
     blobs = _random_blobs(rng, num_lesions + int(rng.integers(3, 7)), size, size, key * interval)
+    # Later blobs found less room, so they are smaller and further out: lesions must not be the first ones.
+    blobs = [blobs[i] for i in rng.permutation(len(blobs))]
     lesions = [replace(b, depth=float(rng.uniform(3, 5)), drift=(0.0, 0.0)) for b in blobs[:num_lesions]]
     series = Series(
         name,
@@ -141,7 +143,7 @@ def random_series(
         size,
         size,
         (*lesions, *blobs[num_lesions:]),
-        seed + index,
+        (seed, index),
     )
     age = f"{int(rng.integers(18, 90))}.0" if rng.random() > 0.05 else "NaN"
     gender = str(rng.choice(["F", "M"]))
@@ -186,7 +188,8 @@ def series_from_annotations(records: list[dict], *, seed: int) -> Series:
     if len(names) != 1:
         raise ValueError(f"Expected the key slices of one series, got those of {len(names)}: {sorted(names)[:5]}.")
     (name,) = names
-    rng = np.random.default_rng([seed, *(int(part) for part in name.split("_"))])
+    numbers = [int(part) for part in name.split("_")]
+    rng = np.random.default_rng([seed, *numbers])
     width, height = records[0]["width"], records[0]["height"]
     interval = records[0]["slice_interval"]
     interval = interval if math.isfinite(interval) and interval > 0 else 1.0
@@ -198,13 +201,13 @@ def series_from_annotations(records: list[dict], *, seed: int) -> Series:
         slices.update(range(min(first, key), max(last, key) + 1))
         for annotation in record["annotations"]:
             lesions.append(_lesion_from_recist(rng, np.array(annotation["recist"]), key * interval))
-    # Vessels as large as the lesions; several around the first key slice, one more for each further one.
+    # Vessels shaped as the lesions; several around the first key slice, one more for each further one.
     vessels: list[Blob] = []
-    sizes = [lesion.long for lesion in lesions]
+    shapes = [(lesion.long, lesion.short) for lesion in lesions]
     for i, z in enumerate(sorted({lesion.z for lesion in lesions})):
         count = int(rng.integers(3, 7)) if i == 0 else 1
-        vessels += _random_blobs(rng, count, width, height, z, (*lesions, *vessels), sizes)
-    return Series(name, tuple(sorted(slices)), interval, width, height, (*lesions, *vessels), int(rng.integers(2**31)))
+        vessels += _random_blobs(rng, count, width, height, z, (*lesions, *vessels), shapes)
+    return Series(name, tuple(sorted(slices)), interval, width, height, (*lesions, *vessels), (seed, *numbers))
 
 
 def render_slice(series: Series, index: int) -> np.ndarray:
@@ -217,7 +220,7 @@ def render_slice(series: Series, index: int) -> np.ndarray:
     image = _anatomy(series, z)
     for blob in series.blobs:
         _draw(image, blob, z)
-    noise = np.random.default_rng([series.seed, index]).normal(0, NOISE, image.shape).astype(np.float32)
+    noise = np.random.default_rng([*series.seed, index]).normal(0, NOISE, image.shape).astype(np.float32)
     return image + noise
 
 
@@ -237,24 +240,28 @@ def _random_blobs(
     height: int,
     z: float,
     others: Sequence[Blob] = (),
-    sizes: Sequence[float] = (),
+    shapes: Sequence[tuple[float, float]] = (),
 ) -> list[Blob]:
-    """Up to ``count`` vessels at ``z`` inside the body, about as large as ``sizes`` (long semi-axes in pixels) if there
-    are any; no box touches another or one of ``others``."""
+    """Up to ``count`` vessels at ``z`` inside the body, shaped about as ``shapes`` (long and short semi-axes in pixels)
+    if there are any; no box touches another or one of ``others``."""
     blobs: list[Blob] = []
     size = min(width, height)
     for _ in range(50 * count):
         if len(blobs) == count:
             break
         radius, direction = 0.8 * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
-        long = rng.choice(sizes) * rng.uniform(0.8, 1.25) if len(sizes) else rng.uniform(0.025, 0.07) * size
+        if shapes:
+            long, short = rng.uniform(0.8, 1.25) * np.array(shapes[rng.integers(len(shapes))])
+        else:
+            long = rng.uniform(0.025, 0.07) * size
+            short = long * rng.uniform(0.6, 0.95)
         tilt, heading = rng.uniform(0, 0.004) * size, rng.uniform(0, 2 * math.pi)
         blob = Blob(
             x=width / 2 + radius * math.cos(direction) * 0.39 * width,
             y=height / 2 + radius * math.sin(direction) * 0.29 * height,
             z=z,
             long=long,
-            short=long * rng.uniform(0.6, 0.95),
+            short=short,
             angle=rng.uniform(0, math.pi),
             hu=rng.uniform(110, 160),
             drift=(tilt * math.cos(heading), tilt * math.sin(heading)),
@@ -310,7 +317,7 @@ def _draw(image: np.ndarray, blob: Blob, z: float) -> None:
 
 def _anatomy(series: Series, z: float) -> np.ndarray:
     """Body, fat, lungs, bones and soft-tissue texture at ``z``, without noise."""
-    rng = np.random.default_rng([series.seed, 0xA7A])
+    rng = np.random.default_rng([*series.seed, 0, 0])
     height, width = series.height, series.width
     v, u = np.meshgrid(
         np.linspace(-1, 1, height, dtype=np.float32), np.linspace(-1, 1, width, dtype=np.float32), indexing="ij"

@@ -1,7 +1,9 @@
 """Slices of a CT series in DeepLesion's layout: reading, neighbours, resampling along z, windowing."""
 
+import bisect
 import logging
 import math
+import multiprocessing
 import os
 
 import numpy as np
@@ -31,7 +33,7 @@ def read_slice(path: str) -> np.ndarray:
         ) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: expected a complete 16-bit PNG, got an unreadable file ({error}).") from error
-    if not mode.startswith("I;16"):
+    if not (mode.startswith("I;16") or mode == "I"):  # "I" is what Pillow before 11 makes of a 16-bit grey PNG
         raise ValueError(
             f"{path}: expected a 16-bit grey PNG with HU + {HU_OFFSET}, got an image of mode {mode}. "
             "(The 8-bit Key_slices.zip of DeepLesion is windowed and holds no HU.)"
@@ -56,7 +58,8 @@ def load_slice_stack(
         path: the key slice, ``.../109.png``; its neighbours are in the same folder.
         num_slices: D, odd.
         slice_interval: distance between the slices on disk in mm. Where it is NaN, infinite, zero or negative, the
-            key slice is repeated D times, and one warning is logged per process.
+            key slice is repeated D times, and one warning is logged; none by the workers of a data loader, as
+            :func:`load_deeplesion` has warned before.
         target_interval: distance between the slices of the result in mm.
         resampling: "linear".
 
@@ -95,15 +98,21 @@ class _Series:
         self._key_path = key_path
         self._cache: dict[int, np.ndarray] = {}
         self._shape = self.read(0).shape
+        names = (os.path.splitext(name) for name in os.listdir(self._folder or "."))
+        self._on_disk = sorted(
+            int(stem) - self._key_index
+            for stem, extension in names
+            if extension == self._extension and stem.isdigit() and stem == f"{int(stem):0{self._digits}d}"
+        )
 
     def _path(self, offset: int) -> str:
         return os.path.join(self._folder, f"{self._key_index + offset:0{self._digits}d}{self._extension}")
 
     def _nearest_on_disk(self, offset: int) -> int:
-        towards_key = -1 if offset > 0 else 1
-        while offset != 0 and not os.path.isfile(self._path(offset)):
-            offset += towards_key
-        return offset
+        """The slice itself, or where it is not on disk, the next one towards the key slice."""
+        if offset > 0:
+            return self._on_disk[bisect.bisect_right(self._on_disk, offset) - 1]
+        return self._on_disk[bisect.bisect_left(self._on_disk, offset)]
 
     def read(self, offset: int) -> np.ndarray:
         if offset not in self._cache:
@@ -133,7 +142,7 @@ _bad_interval_reported = False
 
 def _warn_bad_interval(path: str, slice_interval: float) -> None:
     global _bad_interval_reported
-    if not _bad_interval_reported:
+    if not _bad_interval_reported and multiprocessing.parent_process() is None:
         _bad_interval_reported = True
         logging.getLogger(__name__).warning(
             f"{path}: expected a positive slice interval in mm, got {slice_interval}. Its key slice is repeated in "

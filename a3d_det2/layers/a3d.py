@@ -21,7 +21,7 @@ class A3DConv(FusionConv):
         kernel_size: int | tuple[int, int],
         num_slices: int,
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
+        padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,

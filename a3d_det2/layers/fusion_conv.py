@@ -31,7 +31,7 @@ class FusionConv(nn.Conv2d):
         kernel_size: int | tuple[int, int],
         num_slices: int,
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
+        padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
@@ -51,7 +51,7 @@ class FusionConv(nn.Conv2d):
             self.weight.unsqueeze(2),
             self.bias,
             stride=(1, *self.stride),
-            padding=(0, *self.padding),
+            padding=self.padding if isinstance(self.padding, str) else (0, *self.padding),
             dilation=(1, *self.dilation),
             groups=self.groups,
         )

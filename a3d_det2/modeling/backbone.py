@@ -16,19 +16,28 @@ from .fused_neck import FusedNeck
 
 
 class DenseNet3DBackbone(Backbone):
-    """The trunk with every output squeezed to 2D.
+    """The trunk with its outputs squeezed to 2D.
 
     Args:
-        trunk: its outputs, by name and in order, are the backbone's.
+        trunk: the network over D slices.
+        out_features: which of its outputs, such as ["dense1", "dense2", "dense3"]; all by default. The last one must be
+            the trunk's last, or a part of the trunk would do nothing.
     """
 
-    def __init__(self, trunk: DenseNet3D):
+    def __init__(self, trunk: DenseNet3D, out_features: list[str] | None = None):
         super().__init__()
+        names = list(trunk.out_channels)
+        out_features = out_features or names
+        if not set(out_features) <= set(names) or out_features[-1] != names[-1]:
+            raise ValueError(
+                f"Expected out_features among {names}, ending with {names[-1]!r} (see MODEL.A3D.BLOCK_CONFIG). "
+                f"Got {list(out_features)}."
+            )
         self.trunk = trunk
         self.squeeze = nn.ModuleDict(
-            {name: SliceSqueeze(channels, trunk.num_slices) for name, channels in trunk.out_channels.items()}
+            {name: SliceSqueeze(trunk.out_channels[name], trunk.num_slices) for name in out_features}
         )
-        self._out_features = list(trunk.out_channels)
+        self._out_features = list(out_features)
         self._out_feature_channels = trunk.out_channels
         self._out_feature_strides = trunk.out_strides
 
@@ -49,7 +58,7 @@ class DenseNet3DBackbone(Backbone):
                 f"(MODEL.A3D.NUM_SLICES). Got {tuple(x.shape)} instead!"
             )
         features = self.trunk(x.unsqueeze(1))  # (N, D, H, W) -> {name: (N, C, D, H', W')}
-        return {name: self.squeeze[name](feature) for name, feature in features.items()}
+        return {name: squeeze(features[name]) for name, squeeze in self.squeeze.items()}
 
     @property
     def size_divisibility(self) -> int:
@@ -92,11 +101,15 @@ class FusedBackbone(Backbone):
 def build_a3d_densenet_backbone(cfg, input_shape: ShapeSpec) -> DenseNet3DBackbone:
     """
     Returns:
-        trunk and squeeze; the outputs are "dense1", "dense2", ...
+        trunk and squeeze; the outputs are "dense1", "dense2", ..., all of them.
 
     Raises:
         ValueError: if NUM_SLICES is even, PIXEL_MEAN has not one entry, or OPERATOR or NORM is unknown.
     """
+    return _build_bottom_up(cfg, input_shape, out_features=None)
+
+
+def _build_bottom_up(cfg, input_shape: ShapeSpec, out_features: list[str] | None) -> DenseNet3DBackbone:
     if input_shape.channels != 1:
         raise ValueError(
             "MODEL.PIXEL_MEAN must have one entry, for the one grey channel; it is broadcast over the slices and "
@@ -116,7 +129,8 @@ def build_a3d_densenet_backbone(cfg, input_shape: ShapeSpec) -> DenseNet3DBackbo
             num_init_features=cfg.MODEL.A3D.NUM_INIT_FEATURES,
             bn_size=cfg.MODEL.A3D.BN_SIZE,
             norm=_usable_norm(cfg),
-        )
+        ),
+        out_features,
     )
 
 
@@ -127,7 +141,7 @@ def build_a3d_densenet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
         Detectron2's FPN over MODEL.FPN.IN_FEATURES of the trunk; the outputs are "p2", "p3", ...
     """
     return FPN(
-        bottom_up=build_a3d_densenet_backbone(cfg, input_shape),
+        bottom_up=_build_bottom_up(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
@@ -142,7 +156,7 @@ def build_a3d_densenet_fused_backbone(cfg, input_shape: ShapeSpec) -> FusedBackb
         the fused neck over MODEL.FPN.IN_FEATURES of the trunk, with MODEL.FPN.OUT_CHANNELS; the output is "p2".
     """
     return FusedBackbone(
-        build_a3d_densenet_backbone(cfg, input_shape),
+        _build_bottom_up(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
     )

@@ -11,10 +11,10 @@ from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 from PIL import Image
 
-from a3d_det2 import DeepLesionMapper, add_a3d_config
+from a3d_det2 import AffineTransform, DeepLesionMapper, RandomAffine, add_a3d_config
 from a3d_det2.data import load_deeplesion
 
-BOX = [8.0, 10.0, 20.0, 18.0]
+BOX = [8.0, 10.0, 19.0, 17.0]  # first and last pixel, as DeepLesion counts
 SIZE = 40
 
 
@@ -65,10 +65,21 @@ def test_train_sample_by_hand(record):
 
 def test_flip_moves_image_and_box(record):
     sample = mapper(augmentations=[T.RandomFlip(prob=1.0)])(record)
-    assert sample["instances"].gt_boxes.tensor.tolist() == [[SIZE - 20.0, 10.0, SIZE - 8.0, 18.0]]
-    bright = sample["image"][1] > 50
-    ys, xs = torch.nonzero(bright, as_tuple=True)
-    assert [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] == [20, 10, 32, 18]
+    ys, xs = torch.nonzero(sample["image"][1] > 50, as_tuple=True)
+    assert [xs.min(), ys.min(), xs.max(), ys.max()] == [20, 10, 31, 17]
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[20.0, 10.0, 31.0, 17.0]]
+
+
+def test_affine_keeps_the_box_on_the_lesion(record):
+    for seed in range(20):
+        np.random.seed(seed)
+        augmentations = [T.ResizeShortestEdge(60, 60), T.RandomFlip(), RandomAffine(prob=1.0)]
+        sample = mapper(augmentations=augmentations)(record)
+        weight = (sample["image"][1] - 36).clamp(min=0)
+        ys, xs = torch.meshgrid(torch.arange(60.0), torch.arange(60.0), indexing="ij")
+        centre = [float((weight * axis).sum() / weight.sum()) for axis in (xs, ys)]
+        (box,) = sample["instances"].gt_boxes.tensor.tolist()
+        assert [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2] == pytest.approx(centre, abs=0.15)
 
 
 def test_resize_keeps_the_original_size_for_the_output(record):
@@ -91,8 +102,6 @@ def test_without_annotations(record, is_train):
 
 
 def test_lesion_that_leaves_the_image_is_dropped(record):
-    from a3d_det2 import AffineTransform
-
     sample = mapper(augmentations=[AffineTransform([[1, 0, -30], [0, 1, 0]], fill=-1024)])(record)
     assert len(sample["instances"]) == 0
     assert sample["image"][:, :, -1].max() == -50  # what comes from outside is air
@@ -116,7 +125,9 @@ def test_rle_is_carried_along(record):
 
 
 def test_masks_asked_for_but_absent(record):
-    with pytest.raises(ValueError, match="needs a 'segmentation' in every annotation. Got one with only bbox"):
+    with pytest.raises(
+        ValueError, match="010.png: MODEL.MASK_ON needs a 'segmentation' in every annotation. Got one with only bbox"
+    ):
         mapper(use_instance_mask=True)(record)
 
 
@@ -134,6 +145,8 @@ def test_from_config(record):
     assert [type(a).__name__ for a in train.augmentations.augs] == ["ResizeShortestEdge", "RandomFlip", "RandomAffine"]
     assert [type(a).__name__ for a in test.augmentations.augs] == ["ResizeShortestEdge"]
     torch.testing.assert_close(test(record)["image"], mapper(False)(record)["image"])
+    cfg.INPUT.CROP.ENABLED = True
+    assert isinstance(DeepLesionMapper(cfg, is_train=True).augmentations.augs[0], T.RandomCrop)
     np.random.seed(0)
     first, second = train(record), train(record)
     assert not torch.equal(first["image"], second["image"])

@@ -88,9 +88,15 @@ def test_boxes_are_clipped_to_the_image(write_csv):
     assert record["annotations"][0]["bbox"] == [0.0, 0.0, 512.0, 256.0]
 
 
-def test_bad_spacing_is_kept_for_the_loader(write_csv):
-    (record,) = load_deeplesion(write_csv({"Spacing_mm_px_": "0.7, 0.7, NaN"}), "", "test")
-    assert math.isnan(record["slice_interval"])
+def test_bad_spacing_is_kept_for_the_loader_with_one_warning(write_csv, caplog):
+    names = ["000001_01_01_001.png", "000001_01_01_002.png", "000001_01_01_003.png"]
+    bad = [{"File_name": n, "Spacing_mm_px_": f"0.7, 0.7, {z}"} for n, z in zip(names, ("NaN", 0, -5), strict=True)]
+    records = load_deeplesion(write_csv(*bad, bad[0], {}), "", "test")
+    assert math.isnan(records[0]["slice_interval"])
+    assert [r["slice_interval"] for r in records[1:]] == [0.0, -5.0, 5.0]
+    (warning,) = caplog.messages
+    assert "3 of 4 key slices in the test split" in warning
+    assert "Spacing_mm_px_ (000001_01_01_001.png is the first)" in warning
 
 
 @pytest.mark.parametrize(
@@ -108,6 +114,9 @@ def test_bad_spacing_is_kept_for_the_loader(write_csv):
         ("Image_size", "0, 512", "positive width and height"),
         ("Slice_range", "8.5, 9", "2 whole numbers"),
         ("Train_Val_Test", "test", "a whole number, got 'test'"),
+        ("Train_Val_Test", "4", r"1, 2 or 3 \(train, val, test\), got '4'"),
+        ("Image_size", "512, 512", "what the row above says of the same File_name, got '512, 512'"),
+        ("Spacing_mm_px_", "0.7, 0.8, 1", "what the row above says"),
         ("Possibly_noisy", "", "a whole number"),
         ("Coarse_lesion_type", "lung", "a whole number"),
         ("Patient_index", "x", "a whole number"),
@@ -138,6 +147,19 @@ def test_missing_columns_and_file(write_csv, tmp_path):
         load_deeplesion(str(tmp_path / "empty.csv"), "", "test")
     with pytest.raises(FileNotFoundError):
         load_deeplesion(str(tmp_path / "none.csv"), "", "test")
+
+
+def test_encodings(write_csv):
+    path = write_csv({})
+    with open(path, "rb") as f:
+        content = f.read()
+    with open(path, "wb") as f:
+        f.write(b"\xef\xbb\xbf" + content)  # a byte order mark, as spreadsheets write it
+    assert len(load_deeplesion(path, "", "test")) == 1
+    with open(path, "wb") as f:
+        f.write(content.replace(b",F,", b",\xe9,"))
+    with pytest.raises(ValueError, match="DL_info.csv: expected a CSV file in UTF-8"):
+        load_deeplesion(path, "", "test")
 
 
 def test_unknown_split(write_csv):

@@ -1,5 +1,8 @@
 import logging
 import math
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +78,22 @@ def test_bad_interval_repeats_the_key_slice_and_warns_once(ramp, interval, monke
         assert stack_values(ramp, 5, interval) == [0] * 5
     assert len(caplog.records) == 1
     assert "100.png: expected a positive slice interval in mm, got" in caplog.text
+
+
+def test_data_loader_workers_leave_the_warning_to_the_reader(ramp):
+    code = (
+        "import sys, multiprocessing as m; from a3d_det2.data import load_slice_stack as load; "
+        "p = m.get_context('fork').Process(target=load, args=(sys.argv[1], 3, 0.0)); p.start(); p.join()"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(ramp / "100.png")], capture_output=True, text=True)
+    assert run.returncode == 0
+    assert "slice interval" not in run.stderr
+
+
+def test_a_tiny_interval_is_no_trap(ramp):
+    start = time.perf_counter()
+    assert stack_values(ramp, 7, 1e-7) == [-400] * 3 + [0] + [400] * 3  # the ends of the series
+    assert time.perf_counter() - start < 1
 
 
 def test_hu_range_is_signed(tmp_path):

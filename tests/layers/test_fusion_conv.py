@@ -32,6 +32,13 @@ def test_slice_conv_is_conv2d_on_every_slice(n, d, size, kernel, stride, padding
     torch.testing.assert_close(conv(x), expected)
 
 
+def test_same_padding():
+    conv2d, conv = nn.Conv2d(4, 6, 3, padding="same"), SliceConv(4, 6, 3, 2, padding="same")
+    conv.load_state_dict(conv2d.state_dict())
+    x = torch.randn(1, 4, 2, 7, 8)
+    torch.testing.assert_close(conv(x)[:, :, 1], conv2d(x[:, :, 1]))
+
+
 @pytest.mark.parametrize("op", ALL)
 def test_every_operator_keeps_the_contract(op):
     conv = build_fusion_conv(op, 4, 6, 3, 5, stride=2, padding=1, dilation=1, groups=2, bias=True)

@@ -55,6 +55,19 @@ def test_all_slices_reach_the_maps_even_without_fusion():
         assert not torch.allclose(backbone(x)["dense3"], backbone(changed)["dense3"])
 
 
+def test_only_the_levels_that_the_neck_takes_are_squeezed():
+    cfg = small_cfg("build_a3d_densenet_fpn_backbone")
+    cfg.MODEL.FPN.IN_FEATURES = ["dense2", "dense3"]
+    backbone = build_backbone(cfg)
+    assert set(backbone.output_shape()) == {"p3", "p4"}
+    assert set(backbone.bottom_up.squeeze) == {"dense2", "dense3"}
+    sum(y.mean() for y in backbone(torch.randn(1, 3, 32, 32)).values()).backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+    cfg.MODEL.FPN.IN_FEATURES = ["dense1", "dense2"]
+    with pytest.raises(ValueError, match=r"ending with 'dense3' \(see MODEL.A3D.BLOCK_CONFIG\). Got .*dense2"):
+        build_backbone(cfg)
+
+
 def test_one_slice():
     assert build_backbone(small_cfg(NUM_SLICES=1))(torch.randn(2, 1, 32, 32))["dense1"].shape == (2, 12, 8, 8)
 
