@@ -7,6 +7,7 @@
     python train_net.py --config-file configs/quick/a3d_7slice.yaml --resume
 """
 
+import logging
 import os
 import weakref
 
@@ -125,7 +126,7 @@ def setup(args):
     return cfg
 
 
-def train_or_evaluate(args):
+def main(args):
     cfg = setup(args)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
@@ -141,23 +142,24 @@ def train_or_evaluate(args):
     return trainer.train()
 
 
-def main(args):
-    results = train_or_evaluate(args)
+def main_of_process(args):
+    """What ``launch`` runs in each process."""
+    main(args)
     if distributed.is_initialized():
-        # A process that just ends here takes gloo's threads down with an abort, and launch() then stops the others.
+        # Gloo's threads outlive the interpreter, which then aborts; launch() would take that for a failure and stop the
+        # other processes. So wait for all, and leave without the interpreter's own end.
         comm.synchronize()
-        distributed.destroy_process_group()
-    return results
+        logging.shutdown()
+        os._exit(0)
 
 
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     if get_config(args).MODEL.DEVICE == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = (
-            ""  # where there are GPUs, launch() would take NCCL and one GPU per process
-        )
+        # Where there are GPUs, launch() would otherwise take NCCL and one GPU per process.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     launch(
-        main,
+        main_of_process,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
