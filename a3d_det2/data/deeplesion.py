@@ -53,7 +53,7 @@ def load_deeplesion(csv_path: str, image_root: str, split: str, *, drop_noisy: b
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: on an unknown split, a missing column, a malformed value, or rows of one key slice that disagree on
-            its size or spacing; the message names the file, line and column.
+            its size; the message names the file, line and column.
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r} of {csv_path}. Choose one of {', '.join(SPLITS)}.")
@@ -66,9 +66,8 @@ def load_deeplesion(csv_path: str, image_root: str, split: str, *, drop_noisy: b
             continue
         key_slice = _key_slice(row, image_root)
         record = records.setdefault(key_slice["image_id"], key_slice)
-        for column, keys in (("Image_size", ("width", "height")), ("Spacing_mm_px_", ("spacing", "slice_interval"))):
-            if any(str(record[key]) != str(key_slice[key]) for key in keys):  # as text, for NaN
-                raise row.error(column, "what the row above says of the same File_name")
+        if (record["width"], record["height"]) != (key_slice["width"], key_slice["height"]):
+            raise row.error("Image_size", "what the row above says of the same File_name")
         record["annotations"].append(_lesion(row, key_slice["width"], key_slice["height"]))
     _warn_bad_intervals(csv_path, split, records)
     return list(records.values())

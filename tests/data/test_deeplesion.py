@@ -116,7 +116,6 @@ def test_bad_spacing_is_kept_for_the_loader_with_one_warning(write_csv, caplog):
         ("Train_Val_Test", "test", "a whole number, got 'test'"),
         ("Train_Val_Test", "4", r"1, 2 or 3 \(train, val, test\), got '4'"),
         ("Image_size", "512, 512", "what the row above says of the same File_name, got '512, 512'"),
-        ("Spacing_mm_px_", "0.7, 0.8, 1", "what the row above says"),
         ("Possibly_noisy", "", "a whole number"),
         ("Coarse_lesion_type", "lung", "a whole number"),
         ("Patient_index", "x", "a whole number"),
