@@ -38,6 +38,7 @@ class LesionCheckpointer(DetectionCheckpointer):
         try:
             return super().load(path, *args, **kwargs)
         except ValueError as error:
+            self._parsed_url_during_load = None  # the base class asserts it before the next load
             raise ValueError(f"{path}: {error}") from error
 
     def _load_file(self, filename: str):

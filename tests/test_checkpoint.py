@@ -84,9 +84,11 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path):
     LesionCheckpointer(nn.Linear(2, 2), str(tmp_path)).save("whole")
     (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:500])
     (tmp_path / "empty.pth").write_bytes(b"")
+    checkpointer = LesionCheckpointer(nn.Linear(2, 2))
     for name in ("list", "inner", "half", "empty"):
         with pytest.raises(ValueError, match=rf"{name}.pth: expected a (checkpoint|state dict)"):
-            LesionCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / f"{name}.pth"))
+            checkpointer.load(str(tmp_path / f"{name}.pth"))
+    checkpointer.load(str(tmp_path / "whole.pth"))  # an error leaves it usable
 
 
 def test_round_trip_and_tag(tmp_path):
