@@ -2,6 +2,7 @@ import torch
 from torch import Tensor, nn
 
 from .fusion_conv import FusionConv
+from .thickness import identity_share
 
 
 class A3DConv(FusionConv):
@@ -12,6 +13,13 @@ class A3DConv(FusionConv):
 
     Beyond ``.weight`` and ``.bias`` it has ``.fusion_weight`` P (D_in, D_out, C_in), initialised to the identity plus
     uniform noise in [-0.1, 0.1]: training starts close to no fusion.
+
+    Args:
+        thickness_aware: mix with P(t) = a I + (1 - a) P, where a = 1 - clamp(reference_thickness / t, 0, 1) as in
+            AlignShift: thick slices mix less. Without new parameters, and exactly A3D up to the reference thickness.
+            The paper names it as future work (Sec. 3.2).
+        reference_thickness: in mm.
+        the others: see :class:`FusionConv`.
     """
 
     def __init__(
@@ -25,8 +33,12 @@ class A3DConv(FusionConv):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
+        thickness_aware: bool = False,
+        reference_thickness: float = 2.0,
     ):
         super().__init__(in_channels, out_channels, kernel_size, num_slices, stride, padding, dilation, groups, bias)
+        self.thickness_aware = thickness_aware
+        self.reference_thickness = reference_thickness
         self.fusion_weight = nn.Parameter(torch.empty(num_slices, num_slices, in_channels))
         self.reset_fusion_weight()
 
@@ -34,28 +46,22 @@ class A3DConv(FusionConv):
         with torch.no_grad():
             self.fusion_weight.uniform_(-0.1, 0.1).add_(torch.eye(self.num_slices).unsqueeze(2))
 
-    def mix(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
         """The mixing step alone, Eq. (1): y[:, c, k] = sum_d P[d, k, c] x[:, c, d].
 
         Args:
             x: (N, C_in, D, H, W)
+            thickness: (N,) in mm, for ``thickness_aware``.
 
         Returns:
             the same shape.
         """
-        return torch.einsum("bcdhw,dkc->bckhw", x, self.fusion_weight)
+        if not self.thickness_aware:
+            return torch.einsum("bcdhw,dkc->bckhw", x, self.fusion_weight)
+        share = identity_share(thickness, self.reference_thickness, len(x)).to(self.fusion_weight).view(-1, 1, 1, 1)
+        identity = torch.eye(self.num_slices).to(self.fusion_weight).unsqueeze(2)
+        weight = torch.lerp(self.fusion_weight, identity, share)  # P(t): (N, D_in, D_out, C_in)
+        return torch.einsum("bcdhw,bdkc->bckhw", x, weight)
 
-    def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            x: (N, C_in, D, H, W)
-            thickness: (N,) slice thickness in mm; not used by this operator.
-
-        Returns:
-            (N, C_out, D, H', W')
-
-        Raises:
-            ValueError: if the shape of ``x`` does not fit.
-        """
-        self.check_input(x)
-        return self.slice_conv(self.mix(x))
+    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        return self.slice_conv(self.mix(x, thickness))

@@ -11,12 +11,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def fold_slices(x: Tensor) -> Tensor:
+    """(N, C, D, H, W) -> (N * D, C, H, W), the slices as a batch of 2D images."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def unfold_slices(x: Tensor, num_slices: int) -> Tensor:
+    """(N * D, C, ...) -> (N, C, D, ...), the inverse of :func:`fold_slices`."""
+    return x.unflatten(0, (-1, num_slices) if len(x) else (0, num_slices)).transpose(1, 2)
+
+
 class FusionConv(nn.Conv2d):
-    """Base of all fusion convs: a 2D kernel and the slice-wise convolution with it.
+    """Base of all fusion convs: a 2D kernel, the slice-wise convolution with it, and the checks of the input.
 
     Being an ``nn.Conv2d``, it has ``.weight`` (C_out, C_in / groups, K, K) and ``.bias`` (C_out) with torch's default
-    initialisation, and weight initialisers, optimisers and checkpoints treat it as the 2D conv it replaces.
-    Subclasses define ``forward((N, C_in, D, H, W), thickness=None) -> (N, C_out, D, H', W')``.
+    initialisation, and weight initialisers, optimisers and checkpoints treat it as the 2D conv it replaces. What an
+    operator learns beyond its kernel is called ``.fusion_weight``.
+
+    Subclasses define :meth:`fuse`.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in ``nn.Conv2d``; they act
@@ -41,20 +53,43 @@ class FusionConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self.num_slices = num_slices
 
+    def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: (N, C_in, D, H, W)
+            thickness: (N,) slice thickness in mm; only the operators that adapt to it need it.
+
+        Returns:
+            (N, C_out, D, H', W')
+
+        Raises:
+            ValueError: if the shape of ``x`` does not fit, or the operator needs the thickness and it is missing, not
+                (N,) or not positive.
+        """
+        self.check_input(x)
+        return self.fuse(x, thickness)
+
+    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        """What :meth:`forward` returns for an ``x`` of the right shape."""
+        raise NotImplementedError
+
     def slice_conv(self, x: Tensor) -> Tensor:
         """Convolve every slice with the 2D kernel: (N, C_in, D, H, W) -> (N, C_out, D, H', W').
 
         It is the Conv3D with W_3D = unsqueeze(W_2D, dim=2) of Algorithm 1 (line 1 and 3) in the A3D paper.
         """
-        return F.conv3d(
-            x,
-            self.weight.unsqueeze(2),
-            self.bias,
-            stride=(1, *self.stride),
-            padding=self.padding if isinstance(self.padding, str) else (0, *self.padding),
-            dilation=(1, *self.dilation),
-            groups=self.groups,
-        )
+        if x.is_contiguous():
+            stride, dilation = (1, *self.stride), (1, *self.dilation)
+            padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
+            return F.conv3d(x, self.weight.unsqueeze(2), self.bias, stride, padding, dilation, self.groups)
+        # In channels_last_3d, and within converted networks, the slices are a batch of 2D images without a copy.
+        images = fold_slices(x)
+        images = F.conv2d(images, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return unfold_slices(images, self.num_slices)
+
+    def from_2d(self, weight: Tensor) -> Tensor:
+        """The kernel of a 2D convolution, (C_out, C_in / groups, K, K), as this operator's ``.weight``."""
+        return weight
 
     def check_input(self, x: Tensor) -> None:
         """
@@ -74,17 +109,5 @@ class FusionConv(nn.Conv2d):
 class SliceConv(FusionConv):
     """No fusion (``none``): the 2D convolution on each slice, Sec. 2.1 (a) of the A3D paper."""
 
-    def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            x: (N, C_in, D, H, W)
-            thickness: (N,) slice thickness in mm; not used by this operator.
-
-        Returns:
-            (N, C_out, D, H', W')
-
-        Raises:
-            ValueError: if the shape of ``x`` does not fit.
-        """
-        self.check_input(x)
+    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         return self.slice_conv(x)

