@@ -3,8 +3,10 @@
 Without Detectron2 the package still has the operators (``layers``), trunk and neck (``modeling``), the reader, slices
 and phantom (``data``) and the metric (``evaluation.froc``). With it, importing the package registers
 
-    backbones       build_a3d_densenet_backbone, build_a3d_densenet_fpn_backbone, build_a3d_densenet_fused_backbone
-    architecture    LesionRCNN
+    backbones       build_a3d_densenet_backbone, build_a3d_densenet_fpn_backbone, build_a3d_densenet_fused_backbone,
+                    build_a3d_resnet_fpn_backbone
+    architectures   LesionRCNN, LesionRetinaNet
+    mask head       DiceMaskHead
     datasets        deeplesion_{train,val,test}, phantom_{train,val,test} under $DETECTRON2_DATASETS
 """
 
@@ -22,8 +24,11 @@ if find_spec("detectron2") is not None:
         build_a3d_densenet_backbone,
         build_a3d_densenet_fpn_backbone,
         build_a3d_densenet_fused_backbone,
+        build_a3d_resnet_fpn_backbone,
     )
     from .modeling.lesion_rcnn import LesionRCNN
+    from .modeling.lesion_retinanet import LesionRetinaNet
+    from .modeling.mask_head import DiceMaskHead
 
     register_all_deeplesion(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
@@ -32,11 +37,14 @@ if find_spec("detectron2") is not None:
         "BestCheckpointer",
         "DeepLesionEvaluator",
         "DeepLesionMapper",
+        "DiceMaskHead",
         "LesionCheckpointer",
         "LesionRCNN",
+        "LesionRetinaNet",
         "RandomAffine",
         "add_a3d_config",
         "build_a3d_densenet_backbone",
         "build_a3d_densenet_fpn_backbone",
         "build_a3d_densenet_fused_backbone",
+        "build_a3d_resnet_fpn_backbone",
     ]

@@ -7,25 +7,41 @@ import pickle
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.engine import HookBase
+from torch import nn
 
+from .layers import FusionConv
 from .modeling.densenet import DenseNet3D
-from .modeling.pretrained import is_torchvision_densenet, load_torchvision_densenet
+from .modeling.pretrained import (
+    convert_detectron2_2d,
+    convert_published,
+    fit_kernels,
+    is_detectron2_2d,
+    is_published,
+    is_torchvision_densenet,
+    load_torchvision_densenet,
+    may_be_absent,
+)
 
 
 class LesionCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer that also
 
-    1. loads torchvision's ImageNet DenseNet into the trunk, from a file or URL,
+    1. loads the weights of :mod:`a3d_det2.modeling.pretrained`, from a file or URL: torchvision's DenseNet, the models
+       that the paper's authors published, Detectron2's 2D models and ImageNet ResNets,
     2. raises when weights do not fit, instead of logging it,
     3. puts each file under its name only when it is complete.
+
+    A 2D model of Detectron2 is a start: what fuses the slices is new, and so are those layers of its heads whose shape
+    differs, such as that of the classes; the log names them. Its backbone must fit.
     """
 
     def __init__(self, model, save_dir: str = "", *, stem_weights: str = "middle", **checkpointables):
         """
         Args:
             model, save_dir, checkpointables: as for ``DetectionCheckpointer``.
-            stem_weights: see :func:`load_torchvision_densenet`.
+            stem_weights: how a first convolution for three colours becomes grey, "middle" or "sum".
         """
         super().__init__(model, save_dir, **checkpointables)
         self._stem_weights = stem_weights
@@ -48,6 +64,8 @@ class LesionCheckpointer(DetectionCheckpointer):
             raise ValueError(f"expected a checkpoint with a state dict, got an unreadable file ({error})") from error
         if not isinstance(checkpoint["model"], dict):
             raise ValueError(f"expected a state dict, got a {type(checkpoint['model']).__name__}")
+        if "state_dict" in checkpoint["model"]:  # files of mmdetection
+            return {"model": checkpoint["model"]["state_dict"]}
         return checkpoint
 
     def _load_model(self, checkpoint):
@@ -55,23 +73,41 @@ class LesionCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: if a key of the checkpoint or of the model is left over, or a shape differs.
         """
-        if is_torchvision_densenet(checkpoint["model"]):
+        state_dict = checkpoint["model"]
+        if is_torchvision_densenet(state_dict):
             trunks = [m for m in self.model.modules() if isinstance(m, DenseNet3D)]
             if len(trunks) != 1:
                 raise ValueError(
                     "These are weights of a torchvision DenseNet; they need a model with one DenseNet3D trunk. "
                     f"{type(self.model).__name__} has {len(trunks)}."
                 )
-            load_torchvision_densenet(trunks[0], checkpoint["model"], self._stem_weights)
+            load_torchvision_densenet(trunks[0], state_dict, self._stem_weights)
             return None
+        self._convert_ndarray_to_tensor(state_dict)
+        may_differ = _nothing
+        if checkpoint.pop("matching_heuristics", False):
+            state_dict = _align_imagenet_backbone(self.model, state_dict, checkpoint.get("__author__") == "Caffe2")
+            may_differ = _outside_the_2d_trunk
+        elif is_published(state_dict):
+            state_dict = convert_published(state_dict)
+        elif is_detectron2_2d(state_dict):
+            state_dict = convert_detectron2_2d(state_dict)
+            may_differ = _outside_the_2d_backbone
+        checkpoint["model"] = fit_kernels(self.model, state_dict, self._stem_weights)
         incompatible = super()._load_model(checkpoint)
-        problems = [f"{key}: expected shape {want}, got {got}" for key, got, want in incompatible.incorrect_shapes]
-        wrong_shape = {key for key, *_ in incompatible.incorrect_shapes}
-        problems += [f"{key}: not in the checkpoint" for key in incompatible.missing_keys if key not in wrong_shape]
-        problems += [f"{key}: not in the model" for key in incompatible.unexpected_keys]
-        if problems:
-            raise ValueError("The weights do not fit the model:\n  " + "\n  ".join(problems))
-        return incompatible
+        problems = {key: f"expected shape {want}, got {got}" for key, got, want in incompatible.incorrect_shapes}
+        problems = {**dict.fromkeys(incompatible.missing_keys, "not in the checkpoint"), **problems}
+        problems = {**dict.fromkeys(incompatible.unexpected_keys, "not in the model"), **problems}
+        accepted = [key for key in problems if may_differ(key)]
+        if len(accepted) < len(problems):
+            raise ValueError(
+                "The weights do not fit the model:\n  "
+                + "\n  ".join(f"{key}: {problem}" for key, problem in problems.items() if key not in accepted)
+            )
+        if accepted:
+            lines = "\n  ".join(f"{key}: {problems[key]}" for key in accepted)
+            self.logger.info(f"A 2D model is the start of this one. Not taken over:\n  {lines}")
+        return None
 
     def save(self, name: str, *, tag: bool = True, **kwargs) -> None:
         """
@@ -95,6 +131,28 @@ class LesionCheckpointer(DetectionCheckpointer):
         with open(f"{path}.part", "w") as f:
             f.write(last_filename_basename)
         os.replace(f"{path}.part", path)
+
+
+def _nothing(key: str) -> bool:
+    return False
+
+
+def _outside_the_2d_backbone(key: str) -> bool:
+    return not key.startswith("backbone.") or may_be_absent(key)
+
+
+def _outside_the_2d_trunk(key: str) -> bool:
+    return not key.startswith("backbone.bottom_up.trunk.") or may_be_absent(key)
+
+
+def _align_imagenet_backbone(model: nn.Module, state_dict: dict, caffe2: bool) -> dict:
+    """Detectron2's matching of names, by the shapes that the model would have in 2D."""
+    shapes = model.state_dict()
+    for name, conv in model.named_modules():
+        if isinstance(conv, FusionConv):
+            colours = 3 if conv.in_channels == 1 else conv.in_channels // conv.groups
+            shapes[f"{name}.weight"] = torch.empty(conv.out_channels, colours, *conv.kernel_size, device="meta")
+    return align_and_update_state_dicts(shapes, state_dict, c2_conversion=caffe2)
 
 
 class BestCheckpointer(HookBase):

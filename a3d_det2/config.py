@@ -8,6 +8,8 @@ def add_a3d_config(cfg: CN) -> None:
     _C.MODEL.A3D = CN()
     # Fusion operator in the trunk's dense layers: a key of a3d_det2.layers.FUSION_CONVS.
     _C.MODEL.A3D.OPERATOR = "a3d"
+    # For the operator a3d: thick slices mix less; alignshift always adapts to the slice thickness, the others never do.
+    _C.MODEL.A3D.THICKNESS_AWARE = False
     # D, the number of slices a sample has; odd, the key slice is the middle one. No other key says D.
     _C.MODEL.A3D.NUM_SLICES = 3
     # Shape of the DenseNet trunk; the default is DenseNet-121 without its last block.
@@ -22,6 +24,9 @@ def add_a3d_config(cfg: CN) -> None:
 
     # Distance in mm between the slices the model sees; series are resampled to it.
     _C.INPUT.SLICE_INTERVAL = 2.0
+    # "linear" resamples every series; "thin" only those with slices closer than SLICE_INTERVAL, and leaves the rest to
+    # an operator that adapts to the slice thickness.
+    _C.INPUT.RESAMPLING = "linear"
     # HU range mapped linearly to [-50, 205]; values outside are clipped.
     _C.INPUT.HU_WINDOW = (-1024.0, 2050.0)
     # Joint random shift, scale and rotation about the image centre, in training.

@@ -2,22 +2,20 @@ import pytest
 
 pytest.importorskip("detectron2")
 
+import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
 
-from a3d_det2 import LesionRCNN, add_a3d_config
+from a3d_det2 import DiceMaskHead, LesionRCNN, LesionRetinaNet, add_a3d_config
+from a3d_det2.layers import FUSION_CONVS
 
-LEAVES = [
-    "a3d_3slice",
-    "a3d_7slice",
-    "none_3slice",
-    "none_7slice",
-    "a3d_fpn_3slice",
-    "a3d_fpn_7slice",
-    "quick/a3d_7slice",
-    "quick/a3d_1slice",
-    "quick/none_7slice",
-]
+TABLE_2 = [f"{operator}_{slices}slice" for operator in FUSION_CONVS for slices in (3, 7)]
+OTHERS = ["a3d_fpn_3slice", "a3d_fpn_7slice", "a3d_thickness_7slice", "a3d_cascade_7slice", "a3d_retinanet_7slice"]
+OTHERS += ["a3d_resnet50_fpn_7slice"]
+QUICK = [*(f"quick/{operator}_7slice" for operator in FUSION_CONVS), "quick/a3d_1slice"]
+LEAVES = [*TABLE_2, *OTHERS, *QUICK]
 
 
 def load(repo, leaf):
@@ -28,23 +26,51 @@ def load(repo, leaf):
     return cfg
 
 
+def sample(slices: int, size: int = 64) -> dict:
+    instances = Instances((size, size))
+    instances.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 30.0, 30.0], [30.0, 10.0, 60.0, 50.0]]))
+    instances.gt_classes = torch.zeros(2, dtype=torch.int64)
+    square = [[[8.0, 8, 30, 8, 30, 30, 8, 30]], [[30.0, 10, 60, 10, 60, 50, 30, 50]]]
+    instances.gt_masks = PolygonMasks(square)
+    return {"image": torch.randn(slices, size, size) * 50, "instances": instances, "thickness": 5.0}
+
+
 def test_every_leaf_is_listed(repo):
     found = {p.relative_to(repo / "configs").with_suffix("").as_posix() for p in (repo / "configs").rglob("*.yaml")}
     assert {name for name in found if not name.startswith("Base")} == set(LEAVES)
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_leaf_builds(repo, leaf):
+def test_leaf_builds_trains_and_detects(repo, leaf):
     cfg = load(repo, leaf)
+    # The published numbers of proposals serve 512 px; a test image has 64.
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
+    torch.manual_seed(0)
     model = build_model(cfg)
-    assert isinstance(model, LesionRCNN)
-    operator, slices = leaf.removeprefix("quick/").replace("_fpn", "").split("_")
-    assert (operator, int(slices[0])) == (cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.NUM_SLICES)
-    trunk = next(m for name, m in model.named_modules() if name.endswith("trunk"))
-    assert trunk.num_slices == int(slices[0])
-    assert leaf.split("/")[-1] in cfg.OUTPUT_DIR
+    name = leaf.removeprefix("quick/")
+    operator, slices = name.split("_")[0], int(name[-6])
+    assert (operator, slices) == (cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.NUM_SLICES)
+    assert any(type(m) is FUSION_CONVS[operator] and m.num_slices == slices for m in model.modules())
+    assert isinstance(model, LesionRetinaNet if "retinanet" in name else LesionRCNN)
+    assert f"./output/{leaf}" == cfg.OUTPUT_DIR
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 50
-    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 5e-5
+    assert (cfg.INPUT.RESAMPLING == "thin") == (operator == "alignshift")
+
+    model.train()
+    with EventStorage(0):
+        losses = model([sample(slices)])
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values()), losses
+    assert ("loss_mask" in losses) == cfg.MODEL.MASK_ON
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []
+    model.eval()
+    with torch.no_grad():
+        (output,) = model([{"image": torch.randn(slices, 64, 64), "thickness": 5.0, "height": 128, "width": 128}])
+    detections = output["instances"]
+    assert len(detections) > 0  # a score threshold of 0.00005 keeps the boxes of an untrained model
+    assert detections.has("pred_masks") == cfg.MODEL.MASK_ON
+    assert detections.image_size == (128, 128)
 
 
 def test_published_setup(repo):
@@ -52,13 +78,20 @@ def test_published_setup(repo):
     model = build_model(cfg)
     shapes = model.backbone.output_shape()
     assert {name: (s.channels, s.stride) for name, s in shapes.items()} == {"p2": (512, 4)}
-    assert model.proposal_generator.anchor_generator.num_anchors == [18]
+    generator = model.proposal_generator.anchor_generator
+    assert generator.num_anchors == [18]
+    # Centred on the first 4 x 4 pixels, 0 to 3, in coordinates that name pixels.
+    first = generator([torch.zeros(1, 1, 2, 2)])[0].tensor[1]
+    assert first.tolist() == [1.5 - 8, 1.5 - 8, 1.5 + 8, 1.5 + 8]
     assert [tuple(p.shape) for p in model.roi_heads.box_head.parameters()] == [
         (2048, 512 * 49),
         (2048,),
         (2048, 2048),
         (2048,),
     ]
+    assert isinstance(model.roi_heads.mask_head, DiceMaskHead)
+    assert model.roi_heads.mask_head.layers(torch.zeros(1, 512, 14, 14)).shape == (1, 1, 28, 28)
+    assert len(model.roi_heads.mask_head.conv_norm_relus) == 4
     fpn = build_model(load(repo, "a3d_fpn_7slice"))
     assert {name: (s.channels, s.stride) for name, s in fpn.backbone.output_shape().items()} == {
         "p2": (256, 4),

@@ -8,6 +8,7 @@ import pytest
 PURE = [
     "a3d_det2",
     "a3d_det2.layers",
+    "a3d_det2.layers.convert",
     "a3d_det2.modeling",
     "a3d_det2.modeling.densenet",
     "a3d_det2.modeling.fused_neck",
@@ -16,6 +17,7 @@ PURE = [
     "a3d_det2.data.deeplesion",
     "a3d_det2.data.slices",
     "a3d_det2.data.phantom",
+    "a3d_det2.data.weak_masks",
     "a3d_det2.evaluation",
     "a3d_det2.evaluation.froc",
 ]

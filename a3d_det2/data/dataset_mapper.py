@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from detectron2.structures import Instances
 
 from .augmentation import RandomAffine
 from .slices import load_slice_stack, window_hu
+from .weak_masks import recist_ellipse
 
 
 class DeepLesionMapper:
@@ -18,7 +20,8 @@ class DeepLesionMapper:
     2. Augment image, boxes and masks together. DeepLesion's boxes name pixels (0 is the centre of the first), while
        transforms take continuous coordinates (0 is its edge): boxes are shifted by half a pixel and back.
     3. Window the HU values.
-    4. In training, turn the annotations into ``Instances``; a dict without annotations counts as having none.
+    4. In training, turn the annotations into ``Instances``; a dict without annotations counts as having none. A lesion
+       without a mask gets the outline through its RECIST axes.
     """
 
     @configurable
@@ -28,6 +31,7 @@ class DeepLesionMapper:
         is_train: bool,
         num_slices: int,
         slice_interval: float,
+        resampling: str = "linear",
         hu_window: tuple[float, float],
         augmentations: list[T.Augmentation | T.Transform],
         use_instance_mask: bool = False,
@@ -38,6 +42,7 @@ class DeepLesionMapper:
             is_train: whether to keep the annotations.
             num_slices: D, odd.
             slice_interval: distance in mm between the slices the model sees.
+            resampling: see :func:`load_slice_stack`.
             hu_window: see :func:`window_hu`.
             augmentations: Detectron2's or fvcore's; they get the image as (H, W, D) float32 in HU.
             use_instance_mask: whether to keep "segmentation" of the annotations (polygons or RLE) as gt_masks.
@@ -46,6 +51,7 @@ class DeepLesionMapper:
         self.is_train = is_train
         self.num_slices = num_slices
         self.slice_interval = slice_interval
+        self.resampling = resampling
         self.hu_window = hu_window
         self.augmentations = T.AugmentationList(augmentations)
         self.use_instance_mask = use_instance_mask
@@ -65,6 +71,7 @@ class DeepLesionMapper:
             "is_train": is_train,
             "num_slices": cfg.MODEL.A3D.NUM_SLICES,
             "slice_interval": cfg.INPUT.SLICE_INTERVAL,
+            "resampling": cfg.INPUT.RESAMPLING,
             "hu_window": cfg.INPUT.HU_WINDOW,
             "augmentations": augmentations,
             "use_instance_mask": cfg.MODEL.MASK_ON,
@@ -77,16 +84,22 @@ class DeepLesionMapper:
             dataset_dict: as :func:`load_deeplesion` makes it.
 
         Returns:
-            the same dict with "image", a (D, H, W) float32 tensor, and in training "instances" instead of
-            "annotations".
+            the same dict with
+                image: (D, H, W) float32 tensor.
+                thickness (float): distance between the slices on disk in mm, however they were resampled. Where the
+                    file says nothing usable the stack is one slice repeated, and any value is right: the distance that
+                    the model is used to.
+                instances: in training, instead of "annotations".
 
         Raises:
             FileNotFoundError, ValueError: see :func:`load_slice_stack`.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
+        interval = dataset_dict["slice_interval"]
         stack = load_slice_stack(
-            dataset_dict["file_name"], self.num_slices, dataset_dict["slice_interval"], self.slice_interval
+            dataset_dict["file_name"], self.num_slices, interval, self.slice_interval, self.resampling
         )
+        dataset_dict["thickness"] = interval if 0 < interval < math.inf else self.slice_interval
         image = np.ascontiguousarray(stack.transpose(1, 2, 0))  # (D, H, W) -> (H, W, D)
         utils.check_image_size(dataset_dict, image)
 
@@ -110,10 +123,12 @@ class DeepLesionMapper:
             if not self.use_instance_mask:
                 annotation.pop("segmentation", None)
             elif "segmentation" not in annotation:
-                raise ValueError(
-                    f"{file_name}: MODEL.MASK_ON needs a 'segmentation' in every annotation. Got one with only "
-                    f"{', '.join(annotation)}."
-                )
+                if "recist" not in annotation:
+                    raise ValueError(
+                        f"{file_name}: MODEL.MASK_ON needs a 'segmentation' or 'recist' in every annotation. Got one "
+                        f"with only {', '.join(annotation)}."
+                    )
+                annotation["segmentation"] = [recist_ellipse(annotation["recist"]).ravel() + 0.5]
         instances = utils.annotations_to_instances(
             [utils.transform_instance_annotations(a, transforms, image_size) for a in annotations],
             image_size,

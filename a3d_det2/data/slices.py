@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 HU_OFFSET = 32768  # stored value = HU + offset, as unsigned 16 bit
-RESAMPLING = ("linear",)
+RESAMPLING = ("linear", "thin")
 
 
 def read_slice(path: str) -> np.ndarray:
@@ -61,7 +61,8 @@ def load_slice_stack(
             key slice is repeated D times, and one warning is logged; none by the workers of a data loader, as
             :func:`load_deeplesion` has warned before.
         target_interval: distance between the slices of the result in mm.
-        resampling: "linear".
+        resampling: "linear", or "thin", which resamples only series with slices closer than ``target_interval`` and
+            takes the slices of the others as they are, for AlignShift, which does the rest itself.
 
     Returns:
         (D, H, W) float32, in HU.
@@ -82,6 +83,8 @@ def load_slice_stack(
     if not (math.isfinite(slice_interval) and slice_interval > 0):
         _warn_bad_interval(path, slice_interval)
         return np.repeat(series.read(0)[None], num_slices, axis=0)
+    if resampling == "thin":
+        target_interval = max(target_interval, slice_interval)
     steps = np.arange(-half, half + 1) * (target_interval / slice_interval)
     return np.stack([series.interpolate(step) for step in steps])
 

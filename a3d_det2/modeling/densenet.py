@@ -5,12 +5,13 @@ Shape legend: N batch, C channels, D slices, H height, W width. D is never poole
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import SliceConv, build_fusion_conv
+from ..layers import FusionConv, SliceConv, build_fusion_conv
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm3d,
@@ -36,13 +37,13 @@ def get_norm(norm: str | Callable[[int], nn.Module], channels: int) -> nn.Module
 class DenseLayer(nn.Module):
     """Norm, ReLU, 1x1 fusion conv (bottleneck), norm, ReLU, 3x3 fusion conv: C -> growth_rate new channels."""
 
-    def __init__(self, op: str, num_slices: int, in_channels: int, growth_rate: int, bn_size: int, norm):
+    def __init__(self, conv: Callable[..., FusionConv], in_channels: int, growth_rate: int, bn_size: int, norm):
         super().__init__()
         bottleneck = bn_size * growth_rate
         self.norm1 = get_norm(norm, in_channels)
-        self.conv1 = build_fusion_conv(op, in_channels, bottleneck, 1, num_slices, bias=False)
+        self.conv1 = conv(in_channels, bottleneck, 1)
         self.norm2 = get_norm(norm, bottleneck)
-        self.conv2 = build_fusion_conv(op, bottleneck, growth_rate, 3, num_slices, padding=1, bias=False)
+        self.conv2 = conv(bottleneck, growth_rate, 3, padding=1)
 
     def forward(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         x = self.conv1(F.relu_(self.norm1(x)), thickness)
@@ -53,13 +54,11 @@ class DenseBlock(nn.ModuleDict):
     """``num_layers`` dense layers; each sees the channels of all before it."""
 
     def __init__(
-        self, op: str, num_slices: int, num_layers: int, in_channels: int, growth_rate: int, bn_size: int, norm
+        self, conv: Callable[..., FusionConv], num_layers: int, in_channels: int, growth_rate: int, bn_size: int, norm
     ):
         super().__init__(
             {
-                f"denselayer{i + 1}": DenseLayer(
-                    op, num_slices, in_channels + i * growth_rate, growth_rate, bn_size, norm
-                )
+                f"denselayer{i + 1}": DenseLayer(conv, in_channels + i * growth_rate, growth_rate, bn_size, norm)
                 for i in range(num_layers)
             }
         )
@@ -98,6 +97,7 @@ class DenseNet3D(nn.Module):
         num_init_features: channels of the stem.
         bn_size: width of the bottleneck in growth rates.
         norm: "BN", "SyncBN" or a callable channels -> module.
+        op_options: further arguments of the operator, such as ``thickness_aware=True`` for "a3d".
 
     Attributes:
         out_channels, out_strides: dicts with the channels and the H and W stride of each output, by name.
@@ -112,9 +112,11 @@ class DenseNet3D(nn.Module):
         num_init_features: int = 64,
         bn_size: int = 4,
         norm: str | Callable[[int], nn.Module] = "BN",
+        **op_options,
     ):
         super().__init__()
         self.num_slices = num_slices
+        conv = partial(build_fusion_conv, op, num_slices=num_slices, bias=False, **op_options)
         self.conv0 = SliceConv(1, num_init_features, 7, num_slices, stride=2, padding=3, bias=False)
         self.norm0 = get_norm(norm, num_init_features)
         self.pool0 = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
@@ -126,7 +128,7 @@ class DenseNet3D(nn.Module):
             if i > 1:
                 self.add_module(f"transition{i - 1}", Transition(num_slices, channels, channels // 2, norm))
                 channels //= 2
-            block = DenseBlock(op, num_slices, num_layers, channels, growth_rate, bn_size, norm)
+            block = DenseBlock(conv, num_layers, channels, growth_rate, bn_size, norm)
             self.add_module(f"denseblock{i}", block)
             channels = block.out_channels
             self.out_channels[f"dense{i}"] = channels
@@ -136,21 +138,22 @@ class DenseNet3D(nn.Module):
     def _init_weights(self) -> None:
         # As torchvision's DenseNet; the norms' weight 1 and bias 0 are torch's default.
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
+            if isinstance(module, FusionConv):
+                kernel = torch.empty(module.out_channels, module.in_channels, *module.kernel_size)
+                module.weight.data.copy_(module.from_2d(nn.init.kaiming_normal_(kernel)))
 
     def forward(self, x: Tensor, thickness: Tensor | None = None) -> dict[str, Tensor]:
         """
         Args:
             x: (N, 1, D, H, W)
-            thickness: (N,) slice thickness in mm, handed to every fusion conv.
+            thickness: (N,) slice thickness in mm, handed to every fusion conv; some operators need it.
 
         Returns:
             {"dense1": (N, 256, D, H/4, W/4), "dense2": (N, 512, D, H/8, W/8), "dense3": (N, 1024, D, H/16, W/16)}
             for the default arguments.
 
         Raises:
-            ValueError: if ``x`` is not (N, 1, D, H, W).
+            ValueError: if ``x`` is not (N, 1, D, H, W), or the operator needs the thickness and it is missing or bad.
         """
         x = self.pool0(F.relu_(self.norm0(self.conv0(x))))  # (N, 1, D, H, W) -> (N, C, D, H/4, W/4)
         outputs = {}

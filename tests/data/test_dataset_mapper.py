@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -124,11 +125,37 @@ def test_rle_is_carried_along(record):
     assert np.array_equal(sample["instances"].gt_masks.tensor[0].numpy(), mask[:, ::-1])
 
 
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_a_lesion_without_a_mask_gets_the_outline_of_its_recist_axes(record, mask_format):
+    record["annotations"][0]["recist"] = [[8.0, 13.5], [19.0, 13.5], [13.5, 10.0], [13.5, 17.0]]
+    augmentations = [T.HFlipTransform(SIZE)]
+    masks = mapper(augmentations=augmentations, use_instance_mask=True, mask_format=mask_format)(record)
+    (box,) = masks["instances"].gt_masks.get_bounding_boxes().tensor.tolist()
+    # From the centres of the outer pixels, 8 to 19 and 10 to 17, mirrored: 40 - 19.5 = 20.5.
+    assert box == pytest.approx([20.5, 10.5, 31.5, 17.5], abs=0.01 if mask_format == "polygon" else 0.6)
+
+
 def test_masks_asked_for_but_absent(record):
-    with pytest.raises(
-        ValueError, match="010.png: MODEL.MASK_ON needs a 'segmentation' in every annotation. Got one with only bbox"
-    ):
+    message = "010.png: MODEL.MASK_ON needs a 'segmentation' or 'recist' in every annotation. Got one with only bbox"
+    with pytest.raises(ValueError, match=message):
         mapper(use_instance_mask=True)(record)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize(
+    ("interval", "thickness"), [(5.0, 5.0), (1.0, 1.0), (0.0, 2.0), (-1.0, 2.0), (float("nan"), 2.0), (math.inf, 2.0)]
+)
+def test_thickness_is_that_of_the_series(record, is_train, interval, thickness):
+    assert mapper(is_train)({**record, "slice_interval": interval})["thickness"] == thickness
+
+
+def test_resampling(record):
+    """At 5 mm the neighbours 2 mm away are made from both slices around them, or the slices taken as they are."""
+    record["slice_interval"] = 5.0
+    air = mapper(False, resampling="linear")(record)["image"][:, 0, 0]
+    torch.testing.assert_close(air.diff(), torch.full((2,), 0.4 * 255 / 3074), rtol=1e-3, atol=0)
+    air = mapper(False, resampling="thin")(record)["image"][:, 0, 0]
+    torch.testing.assert_close(air.diff(), torch.full((2,), 255 / 3074), rtol=1e-3, atol=0)
 
 
 def test_size_that_disagrees_with_the_csv(record):
@@ -145,6 +172,8 @@ def test_from_config(record):
     assert [type(a).__name__ for a in train.augmentations.augs] == ["ResizeShortestEdge", "RandomFlip", "RandomAffine"]
     assert [type(a).__name__ for a in test.augmentations.augs] == ["ResizeShortestEdge"]
     torch.testing.assert_close(test(record)["image"], mapper(False)(record)["image"])
+    cfg.INPUT.RESAMPLING = "thin"
+    assert (train.resampling, DeepLesionMapper(cfg).resampling) == ("linear", "thin")
     cfg.INPUT.CROP.ENABLED = True
     assert isinstance(DeepLesionMapper(cfg, is_train=True).augmentations.augs[0], T.RandomCrop)
     np.random.seed(0)

@@ -51,6 +51,13 @@ def test_each_position_has_its_own_fraction(ramp):
     assert stack_values(ramp, 5, 5.0) == pytest.approx([-8, -4, 0, 4, 8])
 
 
+def test_thin_resamples_only_what_is_closer_than_the_target(ramp):
+    assert stack_values(ramp, 5, 5.0, 2.0, "thin") == [-20, -10, 0, 10, 20]
+    assert stack_values(ramp, 5, 2.0, 2.0, "thin") == [-20, -10, 0, 10, 20]
+    assert stack_values(ramp, 5, 1.0, 2.0, "thin") == [-40, -20, 0, 20, 40]
+    assert stack_values(ramp, 5, 1.6, 2.0, "thin") == pytest.approx([-25, -12.5, 0, 12.5, 25])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([1, 3, 7, 9]), st.floats(0.25, 5), st.floats(0.5, 2.4))
 def test_linear_volume_is_resampled_exactly(ramp, num_slices, interval, target):
@@ -145,7 +152,7 @@ def test_neighbour_of_another_size(tmp_path):
         ((4, 1.0), "num_slices must be odd.* Got 4"),
         ((0, 1.0), "num_slices must be odd.* Got 0"),
         ((3, 1.0, 0.0), "target_interval must be a positive number of mm. Got 0.0"),
-        ((3, 1.0, 2.0, "cubic"), "Unknown resampling 'cubic'. Choose one of linear"),
+        ((3, 1.0, 2.0, "cubic"), "Unknown resampling 'cubic'. Choose one of linear, thin"),
     ],
 )
 def test_bad_arguments(ramp, arguments, message):

@@ -11,6 +11,7 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from a3d_det2 import add_a3d_config
+from a3d_det2.layers import A3DConv, AlignShiftConv
 
 
 def small_cfg(name="build_a3d_densenet_backbone", **a3d):
@@ -64,8 +65,32 @@ def test_only_the_levels_that_the_neck_takes_are_squeezed():
     sum(y.mean() for y in backbone(torch.randn(1, 3, 32, 32)).values()).backward()
     assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
     cfg.MODEL.FPN.IN_FEATURES = ["dense1", "dense2"]
-    with pytest.raises(ValueError, match=r"ending with 'dense3' \(see MODEL.A3D.BLOCK_CONFIG\). Got .*dense2"):
+    with pytest.raises(ValueError, match=r"ending with 'dense3'. Got .*dense2"):
         build_backbone(cfg)
+
+
+@pytest.mark.parametrize("name", ["backbone", "fpn_backbone", "fused_backbone"])
+def test_thickness_reaches_the_operators(name):
+    backbone = build_backbone(small_cfg(f"build_a3d_densenet_{name}", OPERATOR="alignshift", BN_SIZE=4)).eval()
+    x = torch.randn(1, 3, 32, 32).expand(2, -1, -1, -1)
+    for thickness, equal in (([2.0, 1.0], True), ([2.0, 5.0], False)):
+        for y in backbone(x, torch.tensor(thickness)).values():
+            assert torch.allclose(y[0], y[1]) == equal
+    with pytest.raises(ValueError, match=r"Expected the slice thickness in mm, a tensor of shape \(2,\). Got None"):
+        backbone(x)
+
+
+def test_operator_options_come_from_the_config():
+    cfg = small_cfg(THICKNESS_AWARE=True)
+    cfg.INPUT.SLICE_INTERVAL = 3.0
+    convs = [m for m in build_backbone(cfg).modules() if isinstance(m, A3DConv)]
+    assert {(conv.thickness_aware, conv.reference_thickness) for conv in convs} == {(True, 3.0)}
+    cfg.MODEL.A3D.OPERATOR = "tsm"
+    with pytest.raises(ValueError, match="THICKNESS_AWARE is an option of the operator a3d .* Got 'tsm'"):
+        build_backbone(cfg)
+    cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.THICKNESS_AWARE = "alignshift", False
+    convs = [m for m in build_backbone(cfg).modules() if isinstance(m, AlignShiftConv)]
+    assert {conv.reference_thickness for conv in convs} == {3.0}
 
 
 def test_one_slice():
@@ -86,7 +111,7 @@ def test_pixel_mean_has_one_entry():
 
 
 def test_unknown_operator_lists_the_choices():
-    with pytest.raises(ValueError, match="Unknown fusion operator 'A3D'. Choose one of none, a3d"):
+    with pytest.raises(ValueError, match="Unknown fusion operator 'A3D'. Choose one of none, i3d"):
         build_backbone(small_cfg(OPERATOR="A3D"))
 
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from a3d_det2.layers import A3DConv, FusionConv, SliceConv
+from a3d_det2.layers import FUSION_CONVS, A3DConv, FusionConv, SliceConv
 from a3d_det2.modeling import DenseNet3D, SliceSqueeze
 
 SMALL = {"block_config": (2, 1, 2), "growth_rate": 4, "num_init_features": 8, "bn_size": 2}
@@ -36,11 +37,51 @@ def test_a3d_adds_d_squared_weights_per_input_channel():
     assert count["a3d"] - count["none"] == 7 * 7 * inputs
 
 
-@pytest.mark.parametrize("op", ["none", "a3d"])
+@pytest.mark.parametrize("op", FUSION_CONVS)
 def test_gradients_reach_every_parameter(op):
     trunk = DenseNet3D(op, 3, **SMALL)
-    sum(y.square().mean() for y in trunk(torch.randn(2, 1, 3, 32, 32)).values()).backward()
+    thickness = torch.tensor([1.0, 5.0])
+    sum(y.square().mean() for y in trunk(torch.randn(2, 1, 3, 32, 32), thickness).values()).backward()
     assert [name for name, p in trunk.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_thickness_reaches_every_fusion_conv():
+    trunk = DenseNet3D("a3d", 3, **SMALL, thickness_aware=True).eval()
+    x = torch.randn(1, 1, 3, 32, 32).expand(2, -1, -1, -1, -1)
+    thin, thick = trunk(x, torch.tensor([2.0, 1e9]))["dense3"]
+    for module in trunk.modules():
+        if isinstance(module, A3DConv):
+            assert (module.thickness_aware, module.reference_thickness) == (True, 2.0)
+            module.fusion_weight.data = torch.eye(3).unsqueeze(2).expand_as(module.fusion_weight).clone()
+    same, unchanged = trunk(x, torch.tensor([2.0, 1e9]))["dense3"]
+    torch.testing.assert_close(same, unchanged)  # now the identity at any thickness
+    torch.testing.assert_close(thick, unchanged)  # what very thick slices had before, in every layer
+    assert not torch.allclose(thin, same, rtol=1e-2)
+    with pytest.raises(ValueError, match="Expected the slice thickness"):
+        trunk(x)
+
+
+@pytest.mark.parametrize("op", ["none", "alignshift", "a3d"])
+def test_compiled_checkpointed_and_autocast(op):
+    trunk = DenseNet3D(op, 3, **SMALL).eval()
+    x, thickness = torch.randn(2, 1, 3, 32, 32), torch.tensor([1.0, 5.0])
+    expected = trunk(x, thickness)["dense3"]
+    torch._dynamo.reset()
+    compiled = torch.compile(trunk, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, thickness)["dense3"], expected)
+    loss = checkpoint(trunk, x, thickness, use_reentrant=False)["dense3"].square().sum()
+    gradient = torch.autograd.grad(loss, trunk.conv0.weight)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), trunk.conv0.weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = trunk(x, thickness)["dense3"]
+    assert (half.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_i3d_starts_from_inflated_2d_kernels():
+    trunk = DenseNet3D("i3d", 3, **SMALL)
+    weight = trunk.denseblock1.denselayer1.conv2.weight
+    assert torch.equal(weight[:, :, 0], weight[:, :, 1])
+    assert torch.equal(weight[:, :, 0], weight[:, :, 2])
 
 
 def test_slices_do_not_mix_without_fusion():
@@ -66,7 +107,7 @@ def test_wrong_input_is_named():
 
 
 def test_unknown_operator():
-    with pytest.raises(ValueError, match="Choose one of none, a3d"):
+    with pytest.raises(ValueError, match="Choose one of none, i3d, p3d, acs, tsm, alignshift, a3d"):
         DenseNet3D("conv", 3)
 
 

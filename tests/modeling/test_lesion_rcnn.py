@@ -67,3 +67,70 @@ def test_inference_scales_boxes_to_the_original_size(model):
     assert two["instances"].image_size == (64, 48)
     assert len(one["instances"]) <= 50
     assert one["instances"].pred_boxes.tensor[:, 2].max() <= 200
+
+
+def test_inference_with_given_boxes(model):
+    model.eval()
+    given = Instances((64, 64), pred_boxes=Boxes(torch.tensor([[4.0, 4.0, 30.0, 30.0]])), pred_classes=torch.zeros(1))
+    with torch.no_grad():
+        (out,) = model.inference([{"image": torch.randn(3, 64, 64), "height": 128, "width": 128}], [given])
+        (raw,) = model.inference([{"image": torch.randn(3, 64, 64)}], do_postprocess=False)
+    assert out["instances"].pred_boxes.tensor.tolist() == [[8.0, 8.0, 60.0, 60.0]]
+    assert isinstance(raw, Instances)
+
+
+@pytest.fixture(scope="module", params=["LesionRCNN", "LesionRetinaNet"])
+def aware(request, repo):
+    """Detectors whose operator needs the thickness."""
+    cfg = get_cfg()
+    add_a3d_config(cfg)
+    cfg.merge_from_file(str(repo / "configs/quick/alignshift_7slice.yaml"))
+    cfg.MODEL.META_ARCHITECTURE = request.param
+    cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.RETINANET.IN_FEATURES = 1, ["p2", "p3", "p4"]
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.A3D.NUM_SLICES = 3
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def test_thickness_reaches_the_backbone(aware):
+    seen = []
+    handle = aware.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    batch = [{**sample(64, 64, [[10, 10, 40, 40]]), "thickness": t} for t in (1.0, 5.0)]
+    aware.train()
+    with EventStorage(0):
+        sum(aware(batch).values()).backward()
+    aware.eval()
+    with torch.no_grad():
+        outputs = aware(batch)
+    handle.remove()
+    assert [t.tolist() for t in seen] == [[1.0, 5.0], [1.0, 5.0]]
+    assert outputs[0]["instances"].image_size == (128, 128)
+    assert [name for name, p in aware.named_parameters() if p.grad is None] == []
+
+
+def test_thickness_changes_the_features(aware):
+    aware.eval()
+    image = torch.randn(3, 64, 64)
+    with torch.no_grad():
+        batch = aware.preprocess_image([{"image": image}] * 2).tensor
+        features = aware.backbone(batch, torch.tensor([1.0, 5.0]))
+    assert not any(torch.allclose(y[0], y[1]) for y in features.values())
+
+
+@pytest.mark.parametrize(
+    ("thickness", "message"),
+    [
+        ((None, None), r"Expected the slice thickness in mm, a tensor of shape \(2,\). Got None"),
+        ((1.0, None), "Expected 'thickness' in every input. Got it in 1 of 2"),
+        ((1.0, 0.0), r"must be positive, in mm. Got \[1.0, 0.0\]"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_bad_thickness_is_named(aware, thickness, message, training):
+    batch = [sample(64, 64, [[10, 10, 40, 40]]) for _ in thickness]
+    for x, t in zip(batch, thickness, strict=True):
+        if t is not None:
+            x["thickness"] = t
+    with pytest.raises(ValueError, match=message), EventStorage(0):
+        aware.train(training)(batch)

@@ -30,7 +30,7 @@ def old_style(state_dict):
 
 
 @pytest.mark.parametrize("style", [dict, old_style])
-@pytest.mark.parametrize("op", ["none", "a3d"])
+@pytest.mark.parametrize("op", ["none", "a3d", "i3d", "p3d"])
 def test_loads_by_name_in_both_key_styles(densenet121, style, op):
     trunk = DenseNet3D(op, 3)
     before = {name: p.clone() for name, p in trunk.named_parameters() if name.endswith("fusion_weight")}
@@ -38,7 +38,8 @@ def test_loads_by_name_in_both_key_styles(densenet121, style, op):
     assert style is dict or "features.denseblock1.denselayer1.norm.1.weight" in state_dict
     load_torchvision_densenet(trunk, state_dict)
     theirs = densenet121.features
-    assert torch.equal(trunk.denseblock3.denselayer24.conv2.weight, theirs.denseblock3.denselayer24.conv2.weight)
+    conv = trunk.denseblock3.denselayer24.conv2
+    assert torch.equal(conv.weight, conv.from_2d(theirs.denseblock3.denselayer24.conv2.weight))
     assert torch.equal(trunk.transition2.norm.running_mean, theirs.transition2.norm.running_mean)
     assert torch.equal(trunk.conv0.weight, theirs.conv0.weight[:, 1:2])
     assert all(torch.equal(trunk.get_parameter(name), value) for name, value in before.items())

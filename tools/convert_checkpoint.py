@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+"""Convert a checkpoint of another model to one that train_net.py and Detectron2's own tools load.
+
+    python tools/convert_checkpoint.py --config-file configs/a3d_7slice.yaml --input published.pth --output a3d.pth
+
+The input is a model that the authors of the A3D paper published (docs/published_checkpoints.md), torchvision's
+DenseNet, or a 2D model of Detectron2's model zoo. Every key is accounted for: one that finds no place is an error.
+"""
+
+import argparse
+import os
+
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
+
+from a3d_det2 import LesionCheckpointer, add_a3d_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="config of the model to load into")
+    parser.add_argument("--input", required=True, help="checkpoint to convert")
+    parser.add_argument("--output", required=True, help="file to write, ending with .pth")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    args = parser.parse_args()
+    stem, extension = os.path.splitext(args.output)
+    if extension != ".pth":
+        parser.error(f"--output: expected a file name ending with .pth, got {args.output}")
+    setup_logger(name="fvcore")
+    cfg = get_cfg()
+    add_a3d_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *args.opts])
+    model = build_model(cfg)
+    folder, name = os.path.split(os.path.abspath(stem))
+    os.makedirs(folder, exist_ok=True)
+    checkpointer = LesionCheckpointer(model, folder, stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS)
+    try:
+        checkpointer.load(args.input)
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
+    checkpointer.save(name, tag=False)
+    print(f"Wrote {args.output}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    main()
