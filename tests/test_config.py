@@ -80,9 +80,9 @@ def test_published_setup(repo):
     assert {name: (s.channels, s.stride) for name, s in shapes.items()} == {"p2": (512, 4)}
     generator = model.proposal_generator.anchor_generator
     assert generator.num_anchors == [18]
-    # Centred on the first 4 x 4 pixels, 0 to 3, in coordinates that name pixels.
+    # Centred on the first 4 x 4 pixels, which in continuous coordinates reach from 0 to 4.
     first = generator([torch.zeros(1, 1, 2, 2)])[0].tensor[1]
-    assert first.tolist() == [1.5 - 8, 1.5 - 8, 1.5 + 8, 1.5 + 8]
+    assert first.tolist() == [2.0 - 8, 2.0 - 8, 2.0 + 8, 2.0 + 8]
     assert [tuple(p.shape) for p in model.roi_heads.box_head.parameters()] == [
         (2048, 512 * 49),
         (2048,),

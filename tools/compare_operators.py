@@ -116,10 +116,10 @@ def main() -> None:
 `{shlex.join(["python", "tools/compare_operators.py", *sys.argv[1:]])}`, {date.today()}, {os.cpu_count()} CPU cores,
 Python {platform.python_version()}, torch {torch.__version__}.
 
-Each operator with `configs/quick/*_7slice.yaml` and {len(args.seeds)} seed(s): sensitivity at false positives per image,
-mean over the seeds, on the {first["num_lesions"]} lesions of {first["num_images"]} held-out key slices. The training step
-(forward and backward of the whole detector) is the median of {args.repeat} rounds in which the operators alternate,
-relative to no fusion, {seconds["none"]:.2f} s.
+Each operator with `configs/quick/*_7slice.yaml` and {len(args.seeds)} seed(s): sensitivity at false positives per
+image, mean over the seeds, on the {first["num_lesions"]} lesions of {first["num_images"]} held-out key slices. The
+training step (forward and backward of the whole detector) is the median of {args.repeat} rounds in which the operators
+alternate, relative to no fusion, {seconds["none"]:.2f} s.
 
 {table}
 

@@ -11,15 +11,20 @@ What the paper counts is the trunk: stem, dense blocks and transitions; not the 
                 element of a ReLU + 1 per input element of a pooling. Mixing outside of a convolution is not seen.
     GMACs       true multiply-accumulates: of the convolutions and of the mixing.
 
-Times are medians over repetitions that alternate between the operators, relative to the same trunk without fusion.
+Times, of the forward and of forward and backward, are medians over repetitions that alternate between the operators,
+relative to the seconds that the same trunk takes without fusion.
 """
 
 import argparse
 import json
+import os
+import shlex
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import date
 from math import prod
 from pathlib import Path
 
@@ -43,11 +48,10 @@ TABLE_1 = {
     ("p3d", 3): 67.79,
     ("p3d", 7): 158.18,
 }
-P3D_NOTE = (
-    "p3d: its K x 1 x 1 convolutions after the 1 x 1 and the 3 x 3 convolutions account for 67.59 and 157.72; the rest "
-    "of the published 67.79 and 158.18 is one more norm and ReLU after each 1 x 1 convolution, which the operator as "
-    "the paper defines it does not have."
-)
+P3D_NOTE = """\
+p3d: its K x 1 x 1 convolutions after the 1 x 1 and the 3 x 3 convolutions account for 67.59 and 157.72; the rest of the
+published 67.79 and 158.18 is one more norm and ReLU after each 1 x 1 convolution, which the operator as the paper
+defines it does not have."""
 
 aten = torch.ops.aten
 _CONVOLUTION, _MIXING = (aten.convolution,), (aten.bmm, aten.baddbmm, aten.lerp)
@@ -176,6 +180,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="rounds of the measurement (default %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to measure (default %(default)s)")
     parser.add_argument("--json", help="write all numbers to this file")
+    parser.add_argument("--table", help="write the table to this Markdown file")
     args = parser.parse_args()
     paths = args.configs or [f"{REPO}/configs/{op}_{slices}slice.yaml" for slices in (3, 7) for op in FUSION_CONVS]
     configs = {Path(path).stem: load_config(path) for path in paths}
@@ -195,23 +200,36 @@ def main() -> None:
         Path(args.json).write_text(json.dumps({"size": args.size, "repeat": args.repeat, "configs": results}, indent=2))
 
     columns = {
-        "parameters": ("parameters (M)", lambda v: f"{v / 1e6:.2f}"),
-        "published_gflops": ("GFLOPs", lambda v: f"{v:.2f}"),
-        "table_1": ("Table 1", lambda v: f"{v:.2f}"),
-        "convolution_gmacs": ("conv GMACs", lambda v: f"{v:.2f}"),
-        "mixing_gmacs": ("mixing GMACs", lambda v: f"{v:.2f}"),
-        "inference": ("inference time", lambda v: f"x {v:.2f}"),
-        "training": ("training time", lambda v: f"x {v:.2f}"),
+        "parameters": ("parameters (M)", lambda r: f"{r['parameters'] / 1e6:.2f}"),
+        "published_gflops": ("GFLOPs", lambda r: f"{r['published_gflops']:.2f}"),
+        "table_1": ("Table 1", lambda r: f"{r['table_1']:.2f}"),
+        "convolution_gmacs": ("conv GMACs", lambda r: f"{r['convolution_gmacs']:.2f}"),
+        "mixing_gmacs": ("mixing GMACs", lambda r: f"{r['mixing_gmacs']:.2f}"),
+        "inference": (
+            "inference time",
+            lambda r: f"x {r['inference']:.2f} of {r['inference_seconds_without_fusion']:.2f} s",
+        ),
+        "training": (
+            "training time",
+            lambda r: f"x {r['training']:.2f} of {r['training_seconds_without_fusion']:.2f} s",
+        ),
     }
     shown = [key for key in columns if any(result.get(key) is not None for result in results.values())]
     rows = [
-        [name, *("" if result.get(key) is None else columns[key][1](result[key]) for key in shown)]
+        [name, *("" if result.get(key) is None else columns[key][1](result) for key in shown)]
         for name, result in results.items()
     ]
-    print(f"Trunk at {args.size} x {args.size}")
-    print(tabulate(rows, ["config", *(columns[key][0] for key in shown)], "github", disable_numparse=True))
+    table = tabulate(rows, ["config", *(columns[key][0] for key in shown)], "github", disable_numparse=True)
+    notes = [f"Trunk at {args.size} x {args.size}", table]
     if any(result.get("table_1") and name.startswith("p3d") for name, result in results.items()):
-        print(f"\n{P3D_NOTE}")
+        notes.append(P3D_NOTE)
+    print("\n\n".join(notes))
+    if args.table:
+        command = shlex.join(["python", "tools/complexity.py", *sys.argv[1:]])
+        machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}, device {args.device}"
+        explanation = __doc__[__doc__.index("What the paper counts") :].strip()
+        page = ["# Parameters, operations and time", f"`{command}`,\n{date.today()}, {machine}.", explanation, *notes]
+        Path(args.table).write_text("\n\n".join(page) + "\n")
 
 
 if __name__ == "__main__":

@@ -152,6 +152,31 @@ def test_each_anchor_keeps_its_outputs(repo):
     torch.testing.assert_close(head.anchor_deltas.bias.detach().view(18, 4), expected)
 
 
+def test_boxes_are_those_of_mmdetection_1_but_end_behind_their_last_pixel(repo):
+    """Anchors and decoding of mmdetection 1, whose boxes name their last pixel, but for the rounding of anchors."""
+    model = build(repo)
+    (anchors,) = model.proposal_generator.anchor_generator([torch.zeros(1, 1, 3, 5)])
+    x, y = torch.meshgrid(torch.arange(5.0) * 4, torch.arange(3.0) * 4, indexing="xy")  # the corners of the cells
+    theirs = []
+    for corner_x, corner_y in zip(x.ravel(), y.ravel(), strict=True):
+        for size in SIZES:
+            for ratio in RATIOS:
+                w, h = size / ratio**0.5, size * ratio**0.5
+                left, top = corner_x + 1.5 - (w - 1) / 2, corner_y + 1.5 - (h - 1) / 2
+                theirs.append([left, top, left + w - 1, top + h - 1])
+    x1, y1, x2, y2 = torch.tensor(theirs).T
+    behind = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    torch.testing.assert_close(anchors.tensor, torch.stack([x1, y1, x2, y2], dim=1) + behind)
+
+    dx, dy, dw, dh = deltas = torch.randn(4, len(x1)) * 0.5
+    w, h = x2 - x1 + 1, y2 - y1 + 1
+    cx, cy = (x1 + x2) / 2 + dx * w, (y1 + y2) / 2 + dy * h
+    w, h = w * dw.exp(), h * dh.exp()
+    decoded = torch.stack([cx - w / 2 + 0.5, cy - h / 2 + 0.5, cx + w / 2 - 0.5, cy + h / 2 - 0.5], dim=1)
+    ours = model.proposal_generator.box2box_transform.apply_deltas(deltas.T.contiguous(), anchors.tensor)
+    torch.testing.assert_close(ours, decoded + behind)
+
+
 def test_unknown_and_missing_keys_are_named(repo, tmp_path):
     path = tmp_path / "published.pth"
     theirs = published()
