@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import pickle
+import re
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -21,7 +22,6 @@ from .modeling.pretrained import (
     is_published,
     is_torchvision_densenet,
     load_torchvision_densenet,
-    may_be_absent,
 )
 
 
@@ -54,8 +54,9 @@ class LesionCheckpointer(DetectionCheckpointer):
         try:
             return super().load(path, *args, **kwargs)
         except ValueError as error:
-            self._parsed_url_during_load = None  # the base class asserts it before the next load
             raise ValueError(f"{path}: {error}") from error
+        finally:
+            self._parsed_url_during_load = None  # the base class asserts it before the next load
 
     def _load_file(self, filename: str):
         try:
@@ -84,21 +85,27 @@ class LesionCheckpointer(DetectionCheckpointer):
             load_torchvision_densenet(trunks[0], state_dict, self._stem_weights)
             return None
         self._convert_ndarray_to_tensor(state_dict)
-        may_differ = _nothing
+        # Patterns of what the checkpoint may lack or have in another shape, and of what the model may lack.
+        new, unused = _NOTHING, _NOTHING
         if checkpoint.pop("matching_heuristics", False):
             state_dict = _align_imagenet_backbone(self.model, state_dict, checkpoint.get("__author__") == "Caffe2")
-            may_differ = _outside_the_2d_trunk
+            new, unused = _NEW_ON_IMAGENET, _IMAGENET_CLASSIFIER
         elif is_published(state_dict):
             state_dict = convert_published(state_dict)
         elif is_detectron2_2d(state_dict):
             state_dict = convert_detectron2_2d(state_dict)
-            may_differ = _outside_the_2d_backbone
+            new, unused = _NEW_ON_2D_MODEL, _HEADS
+        else:
+            return self._check(super()._load_model(checkpoint), new, unused)
         checkpoint["model"] = fit_kernels(self.model, state_dict, self._stem_weights)
-        incompatible = super()._load_model(checkpoint)
-        problems = {key: f"expected shape {want}, got {got}" for key, got, want in incompatible.incorrect_shapes}
-        problems = {**dict.fromkeys(incompatible.missing_keys, "not in the checkpoint"), **problems}
-        problems = {**dict.fromkeys(incompatible.unexpected_keys, "not in the model"), **problems}
-        accepted = [key for key in problems if may_differ(key)]
+        return self._check(super()._load_model(checkpoint), new, unused)
+
+    def _check(self, incompatible, new: re.Pattern, unused: re.Pattern) -> None:
+        shapes = {key: f"expected shape {want}, got {got}" for key, got, want in incompatible.incorrect_shapes}
+        problems = {**dict.fromkeys(incompatible.missing_keys, "not in the checkpoint"), **shapes}
+        accepted = [key for key in problems if new.match(key)]
+        accepted += [key for key in incompatible.unexpected_keys if unused.match(key)]
+        problems |= dict.fromkeys(incompatible.unexpected_keys, "not in the model")
         if len(accepted) < len(problems):
             raise ValueError(
                 "The weights do not fit the model:\n  "
@@ -107,7 +114,6 @@ class LesionCheckpointer(DetectionCheckpointer):
         if accepted:
             lines = "\n  ".join(f"{key}: {problems[key]}" for key in accepted)
             self.logger.info(f"A 2D model is the start of this one. Not taken over:\n  {lines}")
-        return None
 
     def save(self, name: str, *, tag: bool = True, **kwargs) -> None:
         """
@@ -133,16 +139,12 @@ class LesionCheckpointer(DetectionCheckpointer):
         os.replace(f"{path}.part", path)
 
 
-def _nothing(key: str) -> bool:
-    return False
-
-
-def _outside_the_2d_backbone(key: str) -> bool:
-    return not key.startswith("backbone.") or may_be_absent(key)
-
-
-def _outside_the_2d_trunk(key: str) -> bool:
-    return not key.startswith("backbone.bottom_up.trunk.") or may_be_absent(key)
+_NOTHING = re.compile(r"(?!)")
+_HEADS = re.compile(r"(roi_heads|proposal_generator|head)\.")
+_FUSION = r".*\.fusion_weight$|.*\.squeeze\.|.*\.num_batches_tracked$"
+_NEW_ON_2D_MODEL = re.compile(rf"{_HEADS.pattern}|{_FUSION}")
+_NEW_ON_IMAGENET = re.compile(rf"(?!backbone\.bottom_up\.trunk\.)|{_FUSION}")
+_IMAGENET_CLASSIFIER = re.compile(r"((stem\.)?fc|fc1000|linear)\.|stem\.conv1\.bias$")
 
 
 def _align_imagenet_backbone(model: nn.Module, state_dict: dict, caffe2: bool) -> dict:

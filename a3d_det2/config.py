@@ -17,7 +17,8 @@ def add_a3d_config(cfg: CN) -> None:
     _C.MODEL.A3D.GROWTH_RATE = 32
     _C.MODEL.A3D.NUM_INIT_FEATURES = 64
     _C.MODEL.A3D.BN_SIZE = 4
-    # "BN" or "SyncBN". SyncBN needs CUDA and several processes; elsewhere BN is used instead, and the log says so.
+    # Norm of the DenseNet trunk (a ResNet has MODEL.RESNETS.NORM): "BN" or "SyncBN". SyncBN needs CUDA and several
+    # processes; elsewhere BN is used instead, and the log says so.
     _C.MODEL.A3D.NORM = "SyncBN"
     # How the three input channels of ImageNet's first conv become the grey one: "middle" (published) or "sum" (exact).
     _C.MODEL.A3D.STEM_WEIGHTS = "middle"

@@ -15,6 +15,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import textwrap
 from datetime import date
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from tqdm import tqdm
 
+from a3d_det2 import DeepLesionMapper
+from a3d_det2.data import load_deeplesion
 from a3d_det2.layers import FUSION_CONVS
 
 REPO = Path(__file__).resolve().parents[1]
@@ -55,13 +58,10 @@ def train(op: str, seed: int, output: Path, opts: list[str]) -> dict:
 
 def step_times(output: Path, repeat: int) -> dict[str, float]:
     """Median seconds of forward and backward of the whole detector on one batch of the phantom, per operator."""
-    os.environ["DETECTRON2_DATASETS"] = str(output)
-    sys.path.insert(0, str(REPO))
-    from train_net import Trainer  # registers the datasets under DETECTRON2_DATASETS
-
     cfg = load_config(str(config_file("a3d")))
-    cfg.DATALOADER.NUM_WORKERS = 0
-    batch = next(iter(Trainer.build_train_loader(cfg)))
+    phantom = load_deeplesion(str(output / "phantom" / "DL_info.csv"), str(output / "phantom" / "Images_png"), "train")
+    mapper = DeepLesionMapper(cfg, is_train=True)
+    batch = [mapper(image) for image in phantom[: cfg.SOLVER.IMS_PER_BATCH]]
 
     def step(model):
         with EventStorage(0):
@@ -111,15 +111,21 @@ def main() -> None:
     levels = [f"{fps:g}" for fps in first["fps_per_image"]]
     header = ["operator", *levels, "Avg. 0.5 to 4", "over seeds", "training step", "trunk parameters (M)"]
     table = tabulate(rows, header, "github", disable_numparse=True)
+    command = shlex.join(["python", "tools/compare_operators.py", *sys.argv[1:]])
+    sentences = [
+        f"Each operator with `configs/quick/*_7slice.yaml`, {len(args.seeds)} seed(s):",
+        "sensitivity at false positives per image, mean over the seeds, on the",
+        f"{first['num_lesions']} lesions of {first['num_images']} held-out key slices.",
+        "The training step (forward and backward of the whole detector) is the median of",
+        f"{args.repeat} rounds in which the operators alternate, relative to no fusion, {seconds['none']:.2f} s.",
+    ]
+    conditions = textwrap.fill(" ".join(sentences), width=120)
     text = f"""# The operators on the phantom
 
-`{shlex.join(["python", "tools/compare_operators.py", *sys.argv[1:]])}`, {date.today()}, {os.cpu_count()} CPU cores,
+`{command}`, {date.today()}, {os.cpu_count()} CPU cores,
 Python {platform.python_version()}, torch {torch.__version__}.
 
-Each operator with `configs/quick/*_7slice.yaml` and {len(args.seeds)} seed(s): sensitivity at false positives per
-image, mean over the seeds, on the {first["num_lesions"]} lesions of {first["num_images"]} held-out key slices. The
-training step (forward and backward of the whole detector) is the median of {args.repeat} rounds in which the operators
-alternate, relative to no fusion, {seconds["none"]:.2f} s.
+{conditions}
 
 {table}
 

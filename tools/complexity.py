@@ -79,7 +79,12 @@ def build_trunk(cfg: CfgNode, device: str) -> nn.Module:
     """The network over D slices of the config's backbone, with random weights."""
     with torch.device(device):
         backbone = build_backbone(cfg)
-    return next(module for name, module in backbone.named_modules() if name.split(".")[-1] == "trunk")
+    trunks = [module for name, module in backbone.named_modules() if name.split(".")[-1] == "trunk"]
+    if len(trunks) != 1:
+        raise SystemExit(
+            f"{cfg.MODEL.BACKBONE.NAME}: expected a backbone of a3d_det2, with one trunk. Got {len(trunks)}."
+        )
+    return trunks[0]
 
 
 def trunk_input(cfg: CfgNode, size: int, device: str) -> tuple[Tensor, Tensor]:
@@ -183,7 +188,9 @@ def main() -> None:
     parser.add_argument("--table", help="write the table to this Markdown file")
     args = parser.parse_args()
     paths = args.configs or [f"{REPO}/configs/{op}_{slices}slice.yaml" for slices in (3, 7) for op in FUSION_CONVS]
-    configs = {Path(path).stem: load_config(path) for path in paths}
+    stems = [Path(path).stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else paths
+    configs = {name: load_config(path) for name, path in zip(names, paths, strict=True)}
 
     results = {name: count(cfg, args.size) for name, cfg in configs.items()}
     default = get_cfg()
@@ -221,7 +228,7 @@ def main() -> None:
     ]
     table = tabulate(rows, ["config", *(columns[key][0] for key in shown)], "github", disable_numparse=True)
     notes = [f"Trunk at {args.size} x {args.size}", table]
-    if any(result.get("table_1") and name.startswith("p3d") for name, result in results.items()):
+    if any(result.get("table_1") and configs[name].MODEL.A3D.OPERATOR == "p3d" for name, result in results.items()):
         notes.append(P3D_NOTE)
     print("\n\n".join(notes))
     if args.table:

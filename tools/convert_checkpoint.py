@@ -38,7 +38,7 @@ def main() -> None:
     checkpointer = LesionCheckpointer(model, folder, stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS)
     try:
         checkpointer.load(args.input)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # Detectron2 asserts that the file is there
         parser.exit(1, f"{error}\n")
     checkpointer.save(name, tag=False)
     print(f"Wrote {args.output}: {sum(p.numel() for p in model.parameters()):,} parameters")

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 
 from .fusion_conv import FusionConv
-from .thickness import identity_share
+from .thickness import check_reference, identity_share
 
 
 class A3DConv(FusionConv):
@@ -38,7 +38,7 @@ class A3DConv(FusionConv):
     ):
         super().__init__(in_channels, out_channels, kernel_size, num_slices, stride, padding, dilation, groups, bias)
         self.thickness_aware = thickness_aware
-        self.reference_thickness = reference_thickness
+        self.reference_thickness = check_reference(reference_thickness)
         self.fusion_weight = nn.Parameter(torch.empty(num_slices, num_slices, in_channels))
         self.reset_fusion_weight()
 
@@ -59,7 +59,7 @@ class A3DConv(FusionConv):
         if not self.thickness_aware:
             return torch.einsum("bcdhw,dkc->bckhw", x, self.fusion_weight)
         share = identity_share(thickness, self.reference_thickness, len(x)).to(self.fusion_weight).view(-1, 1, 1, 1)
-        identity = torch.eye(self.num_slices).to(self.fusion_weight).unsqueeze(2)
+        identity = torch.eye(self.num_slices, device=share.device, dtype=share.dtype).unsqueeze(2)
         weight = torch.lerp(self.fusion_weight, identity, share)  # P(t): (N, D_in, D_out, C_in)
         return torch.einsum("bcdhw,bdkc->bckhw", x, weight)
 

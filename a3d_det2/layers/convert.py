@@ -6,12 +6,14 @@ then a norm over batch and slices. Only the convolutions are exchanged: they see
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .build import build_fusion_conv
 from .fusion_conv import FusionConv, fold_slices, unfold_slices
@@ -36,6 +38,10 @@ def convert_to_3d(
     and gives (N, C', D, ...), for each tensor of its output. It is a copy of the same class with the same names, so a
     state dict of the 2D network fits, but for what the operators add (``.fusion_weight``); the kernels of ``i3d`` are
     inflated. Transposed convolutions work slice by slice. A single ``nn.Conv2d`` becomes a fusion conv.
+
+    Kernels keep their ``requires_grad``; what the operators add is always trained. A convolution that the first forward
+    does not call is named in a warning. Where the network checkpoints activations within itself and an operator uses
+    the thickness, the backward of each forward must come before the next forward with another thickness.
 
     Args:
         module: a network whose convolutions are ``nn.Conv2d`` and called as modules; it is left as it is.
@@ -93,7 +99,9 @@ def convert_to_3d(
         finish(fusion_conv, conv)
         return fusion_conv.train(conv.training)
 
-    for path, parent, name, child in list(_walk(module)):
+    places = list(_walk(module))
+    _check_not_tied({child: path for path, _, _, child in places if isinstance(child, nn.Conv2d)})
+    for path, parent, name, child in places:
         _check_convertible(path, child)
         if isinstance(child, nn.Conv2d):
             if child not in exchanged:
@@ -104,6 +112,7 @@ def convert_to_3d(
     if not exchanged:
         raise ValueError(f"Cannot convert {type(module).__name__}: there is no nn.Conv2d in it.")
     _check_not_held_elsewhere(module, exchanged)
+    frame.uncalled = set(exchanged.values())
     module.register_forward_pre_hook(frame.enter, with_kwargs=True)
     module.register_forward_hook(frame.leave)
     return module
@@ -137,8 +146,12 @@ class _Frame:
 
     def __init__(self, num_slices: int):
         self.num_slices = num_slices
-        # Kept after the forward: a checkpointed part of the network is run once more in the backward.
+        self.batch_size = 0
         self.thickness: Tensor | None = None
+        self.uncalled: set[FusionConv] | None = set()  # until the first forward has ended
+        # A checkpointed part of the network is run once more in the backward: with which thickness.
+        self._trained: Tensor | None = None
+        self._ambiguous = self._recomputed = False
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         x, self.thickness = _input(*args, **kwargs)
@@ -147,13 +160,64 @@ class _Frame:
                 f"The converted {type(module).__name__} takes an input of shape (N, C, D, H, W) with "
                 f"D = {self.num_slices}. Got {tuple(x.shape)} instead!"
             )
+        self.batch_size = len(x)
+        if self.thickness is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            pending = self._trained is not None and not self._recomputed
+            self._ambiguous = pending and (self._ambiguous or not torch.equal(self._trained, self.thickness))
+            self._trained, self._recomputed = self.thickness, False
         return (fold_slices(x),), {}
 
     def leave(self, module: nn.Module, args: tuple, output):
-        return tree_map_only(Tensor, lambda y: unfold_slices(y, self.num_slices), output)
+        if self.uncalled and not torch.compiler.is_compiling():
+            names = ", ".join(name for name, conv in module.named_modules() if conv in self.uncalled)
+            logging.getLogger(__name__).warning(
+                f"The first forward of the converted {type(module).__name__} did not call {names}. If it uses their "
+                "weights in another way, no slices are fused there."
+            )
+        if not torch.compiler.is_compiling():
+            self.uncalled = None
+        return tree_map(self._unfold_output, output)
+
+    def _unfold_output(self, y):
+        if not isinstance(y, Tensor):
+            if y is None or isinstance(y, bool | int | float | str):
+                return y
+            raise ValueError(f"A converted network gives tensors, in tuples, lists or dicts. Got a {type(y).__name__}!")
+        if y.dim() == 0:
+            return y
+        if len(y) != self.batch_size * self.num_slices:
+            raise ValueError(
+                f"Expected outputs of shape (N * D, ...) = ({self.batch_size * self.num_slices}, ...) from the 2D "
+                f"network. Got {tuple(y.shape)} instead!"
+            )
+        y = y.unflatten(0, (self.batch_size, self.num_slices))  # (N * D, ...) -> (N, D, ...)
+        return y if y.dim() == 2 else y.transpose(1, 2)  # (N, D, C, ...) -> (N, C, D, ...)
 
     def unfold(self, conv: FusionConv, args: tuple) -> tuple:
-        return unfold_slices(args[0], self.num_slices), self.thickness
+        (x,) = args
+        if x.dim() != 4:
+            raise ValueError(
+                f"Within a converted network slices are in the batch, (N * D, C, H, W). Got {tuple(x.shape)} instead! "
+                "Call the network as a whole, or convert the part that is called."
+            )
+        if torch.compiler.is_compiling():
+            # With the batch size at hand the compiler has no quotient of sizes to think about.
+            return x.unflatten(0, (self.batch_size, self.num_slices)).transpose(1, 2), self.thickness
+        if self.uncalled:
+            self.uncalled.discard(conv)
+        return unfold_slices(x, self.num_slices), self._current_thickness()
+
+    def _current_thickness(self) -> Tensor | None:
+        in_backward = torch._C._current_graph_task_id() != -1
+        if self.thickness is None or not in_backward:
+            return self.thickness
+        if self._ambiguous:
+            raise RuntimeError(
+                "A checkpointed part of a converted network is run once more in the backward, after forwards with "
+                "different slice thickness: run the backward of each before the next."
+            )
+        self._recomputed = True
+        return self._trained
 
     def fold(self, conv: FusionConv, args: tuple, y: Tensor) -> Tensor:
         return fold_slices(y)
@@ -186,6 +250,10 @@ _OVER_3D = (
 
 
 def _check_convertible(path: str, module: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: if ``module`` cannot be converted, nor left to work slice by slice.
+    """
     reason = None
     if isinstance(module, _OVER_3D):
         reason = "it works on volumes, not on 2D images"
@@ -197,6 +265,10 @@ def _check_convertible(path: str, module: nn.Module) -> None:
         reason = "it is compiled to TorchScript"
     elif hasattr(module, "parametrizations"):
         reason = "its weights are parametrized"
+    elif not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() >= 4:
+            reason = "it has a convolution's kernel but is no nn.Conv2d"
     if reason is not None:
         raise ValueError(f"Cannot convert {path or 'the module'}, a {type(module).__name__}: {reason}.")
 
@@ -204,16 +276,19 @@ def _check_convertible(path: str, module: nn.Module) -> None:
 def _finish(conv: nn.Conv2d, subclasses: Mapping) -> Callable[[FusionConv, nn.Conv2d], None]:
     """
     Raises:
-        ValueError: if ``conv`` does something that a fusion conv would not do.
+        ValueError: if ``conv`` has or does something that a fusion conv in its place would not.
     """
     if conv.padding_mode != "zeros":
         raise ValueError(f"only padding_mode='zeros' is known. Got {conv.padding_mode!r}!")
-    if conv._forward_hooks or conv._forward_pre_hooks:
-        raise ValueError("it has forward hooks, which would be lost")
+    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks:
+        raise ValueError("it has hooks, which would be lost")
     if type(conv) in subclasses:
         return subclasses[type(conv)]
     if type(conv).forward is not nn.Conv2d.forward or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
         raise ValueError(f"{type(conv).__name__} has a forward of its own, which is not among the subclasses given")
+    more = [name for name in conv.state_dict(keep_vars=True) if name not in ("weight", "bias")]
+    if more:
+        raise ValueError(f"{type(conv).__name__} has {', '.join(more)} beside weight and bias, and no subclass given")
     return lambda fusion_conv, original: None
 
 
@@ -230,15 +305,32 @@ def _colour_stem(module: nn.Module, stem_weights: str) -> nn.Conv2d:
 def _check_not_held_elsewhere(module: nn.Module, exchanged: Mapping[nn.Module, FusionConv]) -> None:
     """
     Raises:
-        ValueError: if a module keeps an exchanged convolution in a list or dict that is not an ``nn.ModuleList``; what
-            its forward calls from there would stay as it was.
+        ValueError: if a module keeps an exchanged convolution, or a method of it, in an attribute that is no submodule,
+            such as a list that is no ``nn.ModuleList``; what its forward calls from there would stay as it was.
     """
+
+    def is_exchanged(leaf) -> bool:
+        leaf = getattr(leaf, "__self__", leaf)  # of a bound method
+        return isinstance(leaf, nn.Module) and leaf in exchanged
+
+    torchs_own = vars(nn.Module()).keys()
     for path, parent in module.named_modules():
         for attribute, value in vars(parent).items():
-            if attribute.startswith("_") or not isinstance(value, list | tuple | dict):
-                continue
-            if any(isinstance(leaf, nn.Module) and leaf in exchanged for leaf in tree_leaves(value)):
+            if attribute not in torchs_own and any(is_exchanged(leaf) for leaf in tree_leaves(value)):
                 raise ValueError(
-                    f"Cannot convert {path or 'the module'}, a {type(parent).__name__}: it keeps convolutions in a "
-                    f"plain {type(value).__name__}, {attribute}, where they cannot be exchanged."
+                    f"Cannot convert {path or 'the module'}, a {type(parent).__name__}: it keeps a convolution in "
+                    f"{attribute}, a {type(value).__name__}, where it cannot be exchanged."
                 )
+
+
+def _check_not_tied(convs: Mapping[nn.Conv2d, str]) -> None:
+    """
+    Raises:
+        ValueError: if two convolutions share a parameter, which they would no longer do.
+    """
+    owners: dict[nn.Parameter, str] = {}
+    for conv, path in convs.items():
+        for parameter in conv.parameters(recurse=False):
+            if parameter in owners:
+                raise ValueError(f"Cannot convert {path}: it shares a parameter with {owners[parameter]}.")
+            owners[parameter] = path

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from .fusion_conv import FusionConv
-from .thickness import identity_share
+from .thickness import check_reference, identity_share
 
 ENDS = ("zero", "keep")
 
@@ -69,7 +69,7 @@ class AlignShiftConv(TSMConv):
 
     def __init__(self, *args, reference_thickness: float = 2.0, ends: str = "keep", **kwargs):
         super().__init__(*args, ends=ends, **kwargs)
-        self.reference_thickness = reference_thickness
+        self.reference_thickness = check_reference(reference_thickness)
 
     def mix(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
         """The shift alone.

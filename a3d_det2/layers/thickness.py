@@ -1,5 +1,7 @@
 """Slice thickness, the distance between the slices of a series in mm, and what it does to fusion."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ def identity_share(thickness: Tensor | None, reference_thickness: float, batch_s
     """
     if thickness is None:
         raise ValueError(f"Expected the slice thickness in mm, a tensor of shape ({batch_size},). Got None instead!")
+    if not isinstance(thickness, Tensor):
+        raise ValueError(f"Expected the slice thickness in mm as a tensor. Got a {type(thickness).__name__} instead!")
     if thickness.shape != (batch_size,):
         raise ValueError(
             f"Expected one slice thickness in mm per sample, shape ({batch_size},). "
@@ -40,3 +44,16 @@ def check_positive(thickness: Tensor) -> None:
     """
     if not bool(((thickness > 0) & thickness.isfinite()).all()):
         raise ValueError(f"The slice thickness must be positive, in mm. Got {thickness.tolist()} instead!")
+
+
+def check_reference(reference_thickness: float) -> float:
+    """
+    Returns:
+        the reference thickness.
+
+    Raises:
+        ValueError: unless it is positive and finite.
+    """
+    if not 0 < reference_thickness < math.inf:
+        raise ValueError(f"reference_thickness must be a positive number of mm. Got {reference_thickness} instead!")
+    return reference_thickness

@@ -37,7 +37,10 @@ class SliceBackbone(Backbone):
         names = list(shapes)
         out_features = list(out_features or names)
         if not set(out_features) <= set(names) or out_features[-1] != names[-1]:
-            raise ValueError(f"Expected out_features among {names}, ending with {names[-1]!r}. Got {out_features}.")
+            raise ValueError(
+                f"Expected MODEL.FPN.IN_FEATURES among the trunk's outputs {names}, ending with {names[-1]!r} (of a "
+                f"ResNet these are MODEL.RESNETS.OUT_FEATURES). Got {out_features}."
+            )
         self.trunk = trunk
         self.num_slices = num_slices
         self.squeeze = nn.ModuleDict({name: SliceSqueeze(shapes[name].channels, num_slices) for name in out_features})
@@ -154,7 +157,7 @@ def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> SliceFPN:
     Returns:
         Detectron2's FPN over Detectron2's ResNet (MODEL.RESNETS) with its convolutions exchanged; the stem stays
         slice-wise. The outputs are "p2", "p3", ..., as of ``build_resnet_fpn_backbone``, and a checkpoint of a 2D model
-        with that backbone loads into it (see :func:`load_detectron2_2d`).
+        with that backbone loads into it (see :func:`convert_detectron2_2d`).
     """
     num_slices = _num_slices(cfg, input_shape)
     resnet = build_resnet_backbone(cfg, input_shape)
@@ -219,6 +222,14 @@ def _operator_options(cfg) -> dict:
     if thickness_aware and op != "a3d":
         raise ValueError(
             f"MODEL.A3D.THICKNESS_AWARE is an option of the operator a3d (alignshift always is). Got {op!r} instead!"
+        )
+    uses_thickness = thickness_aware or op == "alignshift"
+    if uses_thickness != (cfg.INPUT.RESAMPLING == "thin") and op != "a3d":
+        log_first_n(
+            logging.WARNING,
+            f"MODEL.A3D.OPERATOR is {op!r} and INPUT.RESAMPLING {cfg.INPUT.RESAMPLING!r}. The published setup has "
+            '"thin" for alignshift, which interpolates between thick slices itself, and "linear" for all others.',
+            name=__name__,
         )
     # Slices closer than SLICE_INTERVAL are resampled to it: up to there nothing has to adapt.
     reference = {"reference_thickness": cfg.INPUT.SLICE_INTERVAL}

@@ -32,7 +32,7 @@ class LesionRCNN(GeneralizedRCNN):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor, slice_thickness(batched_inputs, self.device))
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        proposals, proposal_losses = self.proposal_generator(images, features, gt_instances)
+        proposals, proposal_losses = self._proposals(images, features, batched_inputs, gt_instances)
         _, detector_losses = self.roi_heads(images, features, proposals, gt_instances)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
@@ -48,12 +48,17 @@ class LesionRCNN(GeneralizedRCNN):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor, slice_thickness(batched_inputs, self.device))
         if detected_instances is None:
-            proposals, _ = self.proposal_generator(images, features, None)
+            proposals, _ = self._proposals(images, features, batched_inputs)
             results, _ = self.roi_heads(images, features, proposals, None)
         else:
             given = [x.to(self.device) for x in detected_instances]
             results = self.roi_heads.forward_with_given_boxes(features, given)
         return self._postprocess(results, batched_inputs, images.image_sizes) if do_postprocess else results
+
+    def _proposals(self, images, features, batched_inputs, gt_instances=None):
+        if self.proposal_generator is None:  # they were computed beforehand
+            return [x["proposals"].to(self.device) for x in batched_inputs], {}
+        return self.proposal_generator(images, features, gt_instances)
 
     def visualize_training(self, batched_inputs: list[dict], proposals: list[Instances]) -> None:
         """Put the first image's key slice into the event storage: ground truth left, up to 20 proposals right."""

@@ -7,7 +7,10 @@ from .lesion_rcnn import slice_thickness
 
 @META_ARCH_REGISTRY.register()
 class LesionRetinaNet(RetinaNet):
-    """RetinaNet for (D, H, W) images: it hands the slice thickness to the backbone, one of this package's."""
+    """RetinaNet for (D, H, W) images: it hands the slice thickness to the backbone, one of this package's.
+
+    As Detectron2's RetinaNet it draws nothing with VIS_PERIOD.
+    """
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """As :meth:`LesionRCNN.forward`."""

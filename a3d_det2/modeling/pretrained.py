@@ -129,7 +129,7 @@ def convert_published(
         anchor_sizes, anchor_ratios: how many of each the RPN has at every position.
 
     Raises:
-        ValueError: if a key is not known; the message lists all such keys.
+        ValueError: if a key is not known, the message lists all such keys; or the RPN has other anchors.
     """
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     converted, unknown = {}, []
@@ -169,6 +169,11 @@ def _published_value(name: str, value: Tensor, anchor_sizes: int, anchor_ratios:
     if ".trunk." in name and value.dim() == 5 and value.shape[2] == 1:
         return value.squeeze(2)
     if ".rpn_head.objectness_logits." in name or ".rpn_head.anchor_deltas." in name:
+        if len(value) % (anchor_ratios * anchor_sizes):
+            raise ValueError(
+                f"{name}: expected outputs for {anchor_sizes} sizes x {anchor_ratios} ratios of anchors. "
+                f"Got shape {tuple(value.shape)}!"
+            )
         by_anchor = value.unflatten(0, (anchor_ratios, anchor_sizes, -1))
         return by_anchor.transpose(0, 1).flatten(0, 2)
     if ".cls_score." in name:
