@@ -154,7 +154,9 @@ def measure(configs: dict[str, CfgNode], size: int, repeat: int, device: str) ->
     for group in groups.values():
         trunks = {name: build_trunk(cfg, "cpu").to(device) for name, cfg in group.items()}
         first = next(iter(group.values()))
-        trunks[""] = build_trunk(without_fusion(first), "cpu").to(device)
+        none = next((name for name, cfg in group.items() if cfg.MODEL.A3D.OPERATOR == "none"), "without fusion")
+        if none not in trunks:
+            trunks[none] = build_trunk(without_fusion(first), "cpu").to(device)
         inputs = trunk_input(first, size, device)
 
         def infer(trunk, inputs=inputs):
@@ -172,8 +174,8 @@ def measure(configs: dict[str, CfgNode], size: int, repeat: int, device: str) ->
             )
             medians[kind] = {name: statistics.median(values) for name, values in seconds.items()}
         for name in group:
-            ratios[name] = {kind: medians[kind][name] / medians[kind][""] for kind in medians}
-            ratios[name] |= {f"{kind}_seconds_without_fusion": medians[kind][""] for kind in medians}
+            ratios[name] = {kind: medians[kind][name] / medians[kind][none] for kind in medians}
+            ratios[name] |= {f"{kind}_seconds_without_fusion": medians[kind][none] for kind in medians}
     return ratios
 
 

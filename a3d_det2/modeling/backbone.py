@@ -230,6 +230,7 @@ def _operator_options(cfg) -> dict:
             f"MODEL.A3D.OPERATOR is {op!r} and INPUT.RESAMPLING {cfg.INPUT.RESAMPLING!r}. The published setup has "
             '"thin" for alignshift, which interpolates between thick slices itself, and "linear" for all others.',
             name=__name__,
+            key="message",
         )
     # Slices closer than SLICE_INTERVAL are resampled to it: up to there nothing has to adapt.
     reference = {"reference_thickness": cfg.INPUT.SLICE_INTERVAL}

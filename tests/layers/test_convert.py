@@ -182,6 +182,44 @@ def test_thickness_reaches_a_part_that_is_checkpointed():
         torch.testing.assert_close(a, b)
 
 
+class SelfCheckpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x):
+        return checkpoint(self.conv, x, use_reentrant=False)
+
+
+def gradients(converted, order):
+    """The gradient of two samples of different thickness, forward and backward in the given order."""
+    torch.manual_seed(0)
+    losses = {}
+    for step in order:
+        name = step[-1]
+        if step.startswith("forward"):
+            x = torch.randn(1, 8, 3, 5, 5, generator=torch.Generator().manual_seed(int(name)))
+            losses[name] = converted(x, torch.tensor([float(name)])).square().sum()
+        elif step == "evaluate":
+            with torch.no_grad():
+                converted(torch.randn(2, 8, 3, 5, 5), torch.tensor([7.0, 7.0]))
+        else:
+            losses[name].backward()
+    return converted[0].conv.weight.grad if hasattr(converted[0], "conv") else converted[0].weight.grad
+
+
+def test_recomputation_has_the_thickness_of_its_forward():
+    net = nn.Sequential(SelfCheckpointed())
+    plain = nn.Sequential(net[0].conv)
+    expected = gradients(convert_to_3d(plain, "alignshift", 3), ["forward 2", "backward 2", "forward 5", "backward 5"])
+    order = ["forward 2", "evaluate", "backward 2", "forward 5", "evaluate", "backward 5"]
+    torch.testing.assert_close(gradients(convert_to_3d(net, "alignshift", 3), order), expected)
+    order = ["forward 2", "forward 5", "backward 2", "backward 5"]
+    torch.testing.assert_close(gradients(convert_to_3d(plain, "alignshift", 3), order), expected)
+    with pytest.raises(RuntimeError, match="run the backward of each before the next"):
+        gradients(convert_to_3d(net, "alignshift", 3), order)
+
+
 def test_a_single_convolution():
     conv = nn.Conv2d(8, 6, 3, padding=1)
     converted = convert_to_3d(conv, "a3d", 3)
@@ -225,7 +263,26 @@ class Listed(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 1)
-        self.convs = [self.conv]
+        self._convs = [self.conv]
+
+
+class Aliased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.call = self.conv.forward
+
+
+class Scaling(nn.Conv2d):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+def tied() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    net[1].weight = net[0].weight
+    return net
 
 
 @pytest.mark.parametrize(
@@ -239,10 +296,13 @@ class Listed(nn.Module):
         (nn.Sequential(nn.LazyConv2d(4, 1)), "convert 0, a LazyConv2d: it does not know its channels"),
         (nn.Sequential(nn.Conv2d(3, 4, 1, padding_mode="reflect")), "convert 0, Conv2d.*padding_mode.* Got 'reflect'"),
         (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1))), "convert 0, .*parametrized"),
-        (nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 4, 1))), "convert 0, Conv2d.*it has forward hooks"),
+        (nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 4, 1))), "convert 0, Conv2d.*it has hooks"),
         (nn.Sequential(SliceConv(3, 4, 1, 3)), "convert 0, a SliceConv: it is a fusion conv already"),
         (nn.Sequential(nn.Linear(3, 4)), "convert Sequential: there is no nn.Conv2d"),
-        (nn.Sequential(nn.ReLU(), Listed()), "convert 1, a Listed: it keeps convolutions in a plain list, convs"),
+        (nn.Sequential(nn.ReLU(), Aliased()), "convert 1, a Aliased: it keeps a convolution in call, a method"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), Scaling(4, 4, 1)), "convert 1, Scaling.* has scale beside weight and bias"),
+        (tied(), "convert 1: it shares a parameter with 0"),
+        (nn.Sequential(nn.ReLU(), Listed()), "convert 1, a Listed: it keeps a convolution in _convs, a list"),
     ],
 )
 def test_what_cannot_be_converted_is_named_by_its_path(net, message):
@@ -283,3 +343,76 @@ def test_converted_networks_are_copied_pickled_and_compiled():
     compiled = torch.compile(converted, backend="aot_eager")
     for factor in (1, 4):
         torch.testing.assert_close(compiled(x, factor * THICKNESS)["up"], converted(x, factor * THICKNESS)["up"])
+
+
+def test_kernels_of_other_modules_are_named():
+    deform = pytest.importorskip("torchvision").ops.DeformConv2d(3, 4, 1)
+    with pytest.raises(
+        ValueError, match="convert 1, a DeformConv2d: it has a convolution's kernel but is no nn.Conv2d"
+    ):
+        convert_to_3d(nn.Sequential(nn.Conv2d(3, 3, 1), deform), "a3d", 3)
+
+
+def test_a_convolution_that_is_not_called_is_named(caplog):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return nn.functional.conv2d(self.a(x), self.b.weight)
+
+    converted = convert_to_3d(Functional(), "a3d", 3)
+    for _ in range(2):
+        converted(torch.randn(1, 3, 3, 4, 4))
+    (record,) = caplog.records
+    assert "The first forward of the converted Functional did not call b. If it uses" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda x: x.sum((0, 2, 3)), r"Expected outputs of shape \(N \* D, ...\) = \(6, ...\) .* Got \(4,\)"),
+        (lambda x: {"a": object()}, "gives tensors, in tuples, lists or dicts. Got a object"),
+    ],
+)
+def test_outputs_that_cannot_be_unfolded(output, message):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return output(self.conv(x))
+
+    with pytest.raises(ValueError, match=message):
+        convert_to_3d(Net(), "a3d", 3)(torch.randn(2, 3, 3, 4, 4))
+
+
+def test_scalars_and_vectors_come_out():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y.mean(), y.mean((1, 2, 3)), None, "name"
+
+    loss, vector, none, name = convert_to_3d(Net(), "none", 3)(torch.randn(2, 3, 3, 4, 4))
+    assert (loss.shape, vector.shape, none, name) == ((), (2, 3), None, "name")
+
+
+def test_parts_of_a_converted_network_say_what_they_take():
+    converted = convert_to_3d(Small(), "a3d", 3)
+    with pytest.raises(ValueError, match=r"slices are in the batch, .* Got \(2, 3, 3, 8, 8\)"):
+        converted.stem(torch.randn(2, 3, 3, 8, 8))
+
+
+def test_compiled_for_two_batch_sizes():
+    converted = convert_to_3d(network("resnet18"), "alignshift", 3)
+    torch._dynamo.reset()
+    compiled = torch.compile(converted, backend="aot_eager")
+    for n in (2, 1, 3):
+        x, thickness = torch.randn(n, 3, 3, 32, 32), torch.full((n,), 3.0)
+        torch.testing.assert_close(compiled(x, thickness), converted(x, thickness), rtol=1e-3, atol=1e-3)

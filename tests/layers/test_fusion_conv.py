@@ -134,6 +134,7 @@ def test_gradient_checkpointing(op):
     ("thickness", "message"),
     [
         (None, r"Expected the slice thickness in mm, a tensor of shape \(2,\). Got None"),
+        (2.0, "as a tensor. Got a float"),
         (torch.ones(3), r"shape \(2,\). Got \(3,\)"),
         (torch.ones(2, 1), r"shape \(2,\). Got \(2, 1\)"),
         (torch.tensor([1.0, 0.0]), r"must be positive, in mm. Got \[1.0, 0.0\]"),
@@ -146,6 +147,13 @@ def test_gradient_checkpointing(op):
 def test_bad_thickness_is_named(op, options, thickness, message):
     with pytest.raises(ValueError, match=message):
         build_fusion_conv(op, 8, 6, 1, 3, **options)(torch.randn(2, 8, 3, 4, 4), thickness)
+
+
+@pytest.mark.parametrize("reference", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize(("op", "options"), [("alignshift", {}), ("a3d", {"thickness_aware": True})])
+def test_bad_reference_thickness(op, options, reference):
+    with pytest.raises(ValueError, match="reference_thickness must be a positive number of mm"):
+        build_fusion_conv(op, 8, 6, 1, 3, reference_thickness=reference, **options)
 
 
 @pytest.mark.parametrize("op", ALL)

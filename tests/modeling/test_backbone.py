@@ -1,4 +1,5 @@
 import logging
+from collections import Counter
 
 import pytest
 
@@ -8,6 +9,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from detectron2.utils import logger
 from torch import nn
 
 from a3d_det2 import add_a3d_config
@@ -65,7 +67,7 @@ def test_only_the_levels_that_the_neck_takes_are_squeezed():
     sum(y.mean() for y in backbone(torch.randn(1, 3, 32, 32)).values()).backward()
     assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
     cfg.MODEL.FPN.IN_FEATURES = ["dense1", "dense2"]
-    with pytest.raises(ValueError, match=r"ending with 'dense3'. Got .*dense2"):
+    with pytest.raises(ValueError, match=r"ending with 'dense3' .*Got .*dense2"):
         build_backbone(cfg)
 
 
@@ -126,3 +128,16 @@ def test_sync_bn_falls_back_and_says_so(caplog):
     norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert {type(m) for m in norms} == {nn.BatchNorm3d}
     assert "SyncBN, which needs CUDA and several processes; using BN on cpu with 1 process" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("operator", "resampling", "warns"),
+    [("alignshift", "linear", True), ("tsm", "thin", True), ("alignshift", "thin", False), ("tsm", "linear", False)],
+)
+def test_resampling_that_does_not_suit_the_operator_is_named(operator, resampling, warns, caplog, monkeypatch):
+    monkeypatch.setattr(logger, "_LOG_COUNTER", Counter())  # each is logged once
+    cfg = small_cfg(OPERATOR=operator)
+    cfg.INPUT.RESAMPLING = resampling
+    with caplog.at_level(logging.WARNING, logger="a3d_det2"):
+        build_backbone(cfg)
+    assert (f"OPERATOR is '{operator}' and INPUT.RESAMPLING '{resampling}'" in caplog.text) == warns

@@ -79,6 +79,19 @@ def test_inference_with_given_boxes(model):
     assert isinstance(raw, Instances)
 
 
+def test_precomputed_proposals(model, monkeypatch):
+    monkeypatch.setattr(model, "proposal_generator", None)
+    batch = [sample(64, 64, [[10, 10, 40, 40]])]
+    batch[0]["proposals"] = Instances((64, 64), proposal_boxes=Boxes(torch.tensor([[8.0, 8.0, 42.0, 42.0]])))
+    batch[0]["proposals"].objectness_logits = torch.zeros(1)
+    model.train()
+    with EventStorage(1):
+        assert model(batch).keys() == {"loss_cls", "loss_box_reg"}
+    model.eval()
+    with torch.no_grad():
+        assert len(model(batch)[0]["instances"]) > 0
+
+
 @pytest.fixture(scope="module", params=["LesionRCNN", "LesionRetinaNet"])
 def aware(request, repo):
     """Detectors whose operator needs the thickness."""

@@ -91,7 +91,9 @@ def equal(ours, theirs):
 
 
 @pytest.mark.parametrize("kernel_depth", [True, False], ids=["3D kernels", "2D kernels"])
-@pytest.mark.parametrize(("operator", "slices"), [("a3d", 3), ("a3d", 7), ("none", 3), ("i3d", 3), ("acs", 7)])
+@pytest.mark.parametrize(
+    ("operator", "slices"), [("a3d", 3), ("a3d", 7), ("none", 3), ("i3d", 3), ("acs", 7), ("tsm", 3), ("alignshift", 7)]
+)
 def test_round_trip(repo, tmp_path, operator, slices, kernel_depth):
     theirs = published(operator, slices, kernel_depth)
     path = tmp_path / "published.pth"
@@ -189,6 +191,20 @@ def test_unknown_and_missing_keys_are_named(repo, tmp_path):
     torch.save({**theirs, "backbone.transition3.norm.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"trunk.transition3.norm.weight: not in the model"):
         LesionCheckpointer(build(repo)).load(str(path))
+
+
+def test_other_anchors_are_an_error_and_the_checkpointer_stays_usable(repo, tmp_path):
+    theirs = published()
+    torch.save(theirs, tmp_path / "good.pth")
+    torch.save({**theirs, "rpn_head.rpn_cls.bias": torch.zeros(10)}, tmp_path / "bad.pth")
+    checkpointer = LesionCheckpointer(build(repo))
+    with pytest.raises(
+        ValueError, match=r"bad.pth: .*objectness_logits.bias: expected .* 6 sizes x 3 ratios .* \(10,\)"
+    ):
+        checkpointer.load(str(tmp_path / "bad.pth"))
+    with pytest.raises(AssertionError, match=r"nowhere.pth not found"):
+        checkpointer.load(str(tmp_path / "nowhere.pth"))
+    checkpointer.load(str(tmp_path / "good.pth"))
 
 
 def test_another_architecture_is_an_error(repo, tmp_path):

@@ -158,5 +158,33 @@ def test_own_checkpoints_stay_strict(repo, tmp_path):
 
 def test_out_features_must_reach_the_end_of_the_resnet(repo):
     options = ["MODEL.FPN.IN_FEATURES", ["res2", "res3"]]
-    with pytest.raises(ValueError, match=r"ending with 'res5'. Got \['res2', 'res3'\]"):
+    with pytest.raises(ValueError, match=r"ending with 'res5' .*Got \['res2', 'res3'\]"):
         build_model(config(repo, *options))
+
+
+def test_a_deeper_imagenet_backbone_is_an_error(repo, zoo_model, tmp_path):
+    prefix = "backbone.bottom_up."
+    weights = {k.removeprefix(prefix): v for k, v in zoo_model.state_dict().items() if k.startswith(prefix)}
+    weights["res4.6.conv1.weight"] = torch.zeros(3, 3, 1, 1)
+    path = write(tmp_path / "R-101.pkl", weights, matching_heuristics=True)
+    with pytest.raises(ValueError, match=r"R-101.pkl: [^$]*res4.6.conv1.weight: not in the model"):
+        LesionCheckpointer(build_model(config(repo))).load(path)
+
+
+def test_unknown_keys_of_a_2d_model_are_an_error(repo, zoo_model, tmp_path):
+    path = write(tmp_path / "zoo.pkl", {**zoo_model.state_dict(), "foo.bar": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"zoo.pkl: [^$]*foo.bar: not in the model"):
+        LesionCheckpointer(build_model(config(repo))).load(path)
+
+
+def test_deformable_convolutions_are_named(repo):
+    deform = ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256]
+    deform += ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, True]]
+    with pytest.raises(ValueError, match=r"Cannot convert res5.0.conv2, a DeformConv: it has a convolution's kernel"):
+        build_model(config(repo, *deform))
+
+
+def test_own_2d_kernels_do_not_become_i3d(repo, tmp_path):
+    LesionCheckpointer(build_model(config(repo, "MODEL.A3D.OPERATOR", "none")), str(tmp_path)).save("none")
+    with pytest.raises(ValueError, match=r"conv1.weight: expected shape \(64, 64, 3, 3, 3\), got \(64, 64, 3, 3\)"):
+        LesionCheckpointer(build_model(config(repo, "MODEL.A3D.OPERATOR", "i3d"))).load(str(tmp_path / "none.pth"))
