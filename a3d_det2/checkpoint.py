@@ -15,6 +15,7 @@ from torch import nn
 from .layers import FusionConv
 from .modeling.densenet import DenseNet3D
 from .modeling.pretrained import (
+    MAY_BE_ABSENT,
     convert_detectron2_2d,
     convert_published,
     fit_kernels,
@@ -95,9 +96,8 @@ class LesionCheckpointer(DetectionCheckpointer):
         elif is_detectron2_2d(state_dict):
             state_dict = convert_detectron2_2d(state_dict)
             new, unused = _NEW_ON_2D_MODEL, _HEADS
-        else:
-            return self._check(super()._load_model(checkpoint), new, unused)
-        checkpoint["model"] = fit_kernels(self.model, state_dict, self._stem_weights)
+        if state_dict is not checkpoint["model"]:  # our own are loaded as they are
+            checkpoint["model"] = fit_kernels(self.model, state_dict, self._stem_weights)
         return self._check(super()._load_model(checkpoint), new, unused)
 
     def _check(self, incompatible, new: re.Pattern, unused: re.Pattern) -> None:
@@ -141,9 +141,8 @@ class LesionCheckpointer(DetectionCheckpointer):
 
 _NOTHING = re.compile(r"(?!)")
 _HEADS = re.compile(r"(roi_heads|proposal_generator|head)\.")
-_FUSION = r".*\.fusion_weight$|.*\.squeeze\.|.*\.num_batches_tracked$"
-_NEW_ON_2D_MODEL = re.compile(rf"{_HEADS.pattern}|{_FUSION}")
-_NEW_ON_IMAGENET = re.compile(rf"(?!backbone\.bottom_up\.trunk\.)|{_FUSION}")
+_NEW_ON_2D_MODEL = re.compile(rf"{_HEADS.pattern}|{MAY_BE_ABSENT.pattern}")
+_NEW_ON_IMAGENET = re.compile(rf"(?!backbone\.bottom_up\.trunk\.)|{MAY_BE_ABSENT.pattern}")
 _IMAGENET_CLASSIFIER = re.compile(r"((stem\.)?fc|fc1000|linear)\.|stem\.conv1\.bias$")
 
 

@@ -128,6 +128,7 @@ class DeepLesionMapper:
                         f"{file_name}: MODEL.MASK_ON needs a 'segmentation' or 'recist' in every annotation. Got one "
                         f"with only {', '.join(annotation)}."
                     )
+                # RECIST points name pixels as well; masks have no such shift to undo.
                 annotation["segmentation"] = [recist_ellipse(annotation["recist"]).ravel() + 0.5]
         instances = utils.annotations_to_instances(
             [utils.transform_instance_annotations(a, transforms, image_size) for a in annotations],

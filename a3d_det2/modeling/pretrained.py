@@ -40,9 +40,8 @@ def fit_kernels(module: nn.Module, state_dict: dict[str, Tensor], stem_weights: 
     return state_dict
 
 
-def may_be_absent(name: str) -> bool:
-    """Whether 2D weights need not have a parameter: what fuses slices, and counters that older files lack."""
-    return name.endswith((".fusion_weight", ".num_batches_tracked")) or ".squeeze." in name
+# What 2D weights need not have: what fuses slices, and counters that older files lack.
+MAY_BE_ABSENT = re.compile(r".*\.fusion_weight$|.*\.squeeze\.|.*\.num_batches_tracked$")
 
 
 # --- torchvision ------------------------------------------------------------------------------------------------------
@@ -82,7 +81,7 @@ def load_torchvision_densenet(trunk: DenseNet3D, state_dict: dict[str, Tensor], 
             placed[name] = value
         elif not _behind_trunk(name, last):
             problems.append(f"{renamed[name]}: no such parameter in the trunk")
-    problems += [f"{name}: no value for it" for name in own if name not in placed and not may_be_absent(name)]
+    problems += [f"{name}: no value for it" for name in own if name not in placed and not MAY_BE_ABSENT.match(name)]
     if problems:
         raise ValueError("These torchvision DenseNet weights do not fit the trunk:\n  " + "\n  ".join(problems))
     trunk.load_state_dict({**own, **placed})
