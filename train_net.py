@@ -83,11 +83,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_detection_train_loader(cfg, mapper=DeepLesionMapper(cfg, is_train=True))
+        return build_detection_train_loader(cfg, mapper=DeepLesionMapper(cfg, is_train=True), timeout=timeout(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        return build_detection_test_loader(cfg, dataset_name, mapper=DeepLesionMapper(cfg, is_train=False))
+        mapper = DeepLesionMapper(cfg, is_train=False)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader.timeout = timeout(cfg)  # the function has no argument for it
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
@@ -103,6 +106,11 @@ class Trainer(DefaultTrainer):
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
         return super().test(cfg, model, evaluators)
+
+
+def timeout(cfg) -> float:
+    """Of a data loader, which takes none without workers."""
+    return cfg.DATALOADER.TIMEOUT if cfg.DATALOADER.NUM_WORKERS > 0 else 0
 
 
 def best_metric(cfg) -> str:

@@ -26,8 +26,12 @@ def add_a3d_config(cfg: CN) -> None:
     # Distance in mm between the slices the model sees; series are resampled to it.
     _C.INPUT.SLICE_INTERVAL = 2.0
     # "linear" resamples every series; "thin" only those with slices closer than SLICE_INTERVAL, and leaves the rest to
-    # an operator that adapts to the slice thickness.
+    # an operator that adapts to the slice thickness; "none" takes the neighbours as they are; "published" repeats the
+    # uneven spacing of the code published with the paper, for comparisons.
     _C.INPUT.RESAMPLING = "linear"
+    # What training does where a key slice is unreadable: "error" stops with the name of the file, "skip" takes another
+    # sample and logs how many were skipped. A test always stops; a damaged neighbour never does, it is replaced.
+    _C.INPUT.UNREADABLE_KEY_SLICE = "error"
     # HU range mapped linearly to [-50, 205]; values outside are clipped.
     _C.INPUT.HU_WINDOW = (-1024.0, 2050.0)
     # Joint random shift, scale and rotation about the image centre, in training.
@@ -40,3 +44,16 @@ def add_a3d_config(cfg: CN) -> None:
     _C.INPUT.AFFINE.SCALE = 0.2
     # Largest rotation, in degrees.
     _C.INPUT.AFFINE.ROTATION = 15.0
+
+    # Random gain and offset of the HU values, in training.
+    _C.INPUT.HU_JITTER = CN()
+    # Probability that a sample is transformed at all.
+    _C.INPUT.HU_JITTER.PROB = 0.0
+    # Largest offset, in HU.
+    _C.INPUT.HU_JITTER.OFFSET = 20.0
+    # Largest deviation of the gain from 1.
+    _C.INPUT.HU_JITTER.GAIN = 0.05
+
+    # Seconds after which a data loader that has got nothing from its workers stops with an error, rather than waiting
+    # for a disk for ever; 0 waits for ever. Only with NUM_WORKERS above 0.
+    _C.DATALOADER.TIMEOUT = 600

@@ -17,7 +17,8 @@ from itertools import groupby
 
 from tqdm import tqdm
 
-from a3d_det2.data.deeplesion import SPLITS, load_deeplesion
+from a3d_det2.data.deeplesion import load_deeplesion
+from a3d_det2.data.dl_info import SPLITS
 from a3d_det2.data.phantom import COLUMNS, INTERVALS, random_series, series_from_annotations, write_series
 
 

@@ -1,11 +1,11 @@
-"""Geometric augmentation for images with any number of slices."""
+"""Augmentation for images with any number of slices, in HU."""
 
 import math
 
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import Transform
+from fvcore.transforms.transform import BlendTransform, Transform
 
 
 class AffineTransform(Transform):
@@ -44,14 +44,18 @@ class AffineTransform(Transform):
         matrix = self.matrix.copy()
         matrix[:, 2] += matrix[:, :2].sum(axis=1) * 0.5 - 0.5
 
-        def warp(plane):
+        def warp(plane: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             return cv2.warpAffine(
-                np.ascontiguousarray(plane), matrix, (width, height), flags=interpolation, borderValue=fill
+                np.ascontiguousarray(plane), matrix, (width, height), out, interpolation, cv2.BORDER_CONSTANT, fill
             )
 
         if image.ndim == 2:
             return warp(image)
-        return np.stack([warp(image[:, :, i]) for i in range(image.shape[2])], axis=2)  # warpAffine takes 4 at most
+        # One slice after the other, as warpAffine takes 4 channels at most; each slice stays contiguous in memory.
+        slices = np.empty((image.shape[2], height, width), dtype=image.dtype)
+        for i, plane in enumerate(slices):
+            warp(image[:, :, i], plane)
+        return slices.transpose(1, 2, 0)
 
 
 class RandomAffine(T.Augmentation):
@@ -88,3 +92,26 @@ class RandomAffine(T.Augmentation):
         centre = np.array([width / 2, height / 2])
         offset = centre + shift - linear @ centre
         return AffineTransform(np.column_stack([linear, offset]), self.fill)
+
+
+class RandomHUJitter(T.Augmentation):
+    """Random gain and offset of the HU values, for scanners and protocols that differ: hu * gain + offset.
+
+    Args:
+        prob: probability to transform at all.
+        offset: largest offset in HU.
+        gain: largest deviation of the gain from 1. Water, at 0 HU, does not change with it.
+    """
+
+    def __init__(self, prob: float, offset: float = 20.0, gain: float = 0.05):
+        super().__init__()
+        self.prob = prob
+        self.offset = offset
+        self.gain = gain
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        if self._rand_range() >= self.prob:
+            return T.NoOpTransform()
+        gain = 1 + self._rand_range(-self.gain, self.gain)
+        offset = self._rand_range(-self.offset, self.offset)
+        return BlendTransform(src_image=np.float32(offset), src_weight=1.0, dst_weight=gain)

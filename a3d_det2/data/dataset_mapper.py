@@ -1,4 +1,5 @@
 import copy
+import logging
 import math
 
 import numpy as np
@@ -6,9 +7,12 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
 
-from .augmentation import RandomAffine
+from .augmentation import RandomAffine, RandomHUJitter
+from .once import OncePerFile
+from .png import UnreadableSlice
+from .recist import is_recist_box, transform_recist_box
 from .slices import load_slice_stack, window_hu
 from .weak_masks import recist_ellipse
 
@@ -16,9 +20,10 @@ from .weak_masks import recist_ellipse
 class DeepLesionMapper:
     """A DeepLesion dataset dict -> what the model takes; one class for training and testing.
 
-    1. Load the key slice and its neighbours, resampled along z, in HU.
-    2. Augment image, boxes and masks together. DeepLesion's boxes name pixels (0 is the centre of the first), while
-       transforms take continuous coordinates (0 is its edge): boxes are shifted by half a pixel and back.
+    1. Load the key slice and its neighbours, resampled along z, in HU; a damaged neighbour is replaced and logged.
+    2. Augment image, boxes, masks and RECIST points together. DeepLesion's boxes and points name pixels (0 is the
+       centre of the first), while transforms take continuous coordinates (0 is its edge): they are shifted by half a
+       pixel and back. A box that was made of RECIST points is made again of the transformed ones.
     3. Window the HU values.
     4. In training, turn the annotations into ``Instances``; a dict without annotations counts as having none. A lesion
        without a mask gets the outline through its RECIST axes.
@@ -35,7 +40,8 @@ class DeepLesionMapper:
         hu_window: tuple[float, float],
         augmentations: list[T.Augmentation | T.Transform],
         use_instance_mask: bool = False,
-        mask_format: str = "polygon",
+        mask_format: str = "bitmask",
+        unreadable_key_slice: str = "error",
     ):
         """
         Args:
@@ -46,8 +52,14 @@ class DeepLesionMapper:
             hu_window: see :func:`window_hu`.
             augmentations: Detectron2's or fvcore's; they get the image as (H, W, D) float32 in HU.
             use_instance_mask: whether to keep "segmentation" of the annotations (polygons or RLE) as gt_masks.
-            mask_format: "polygon" or "bitmask", the format of gt_masks.
+            mask_format: "polygon" or "bitmask", the format of gt_masks; "polygon" cannot take RLE.
+            unreadable_key_slice: "error", or "skip", which in training returns None and logs it.
+
+        Raises:
+            ValueError: on another ``unreadable_key_slice``.
         """
+        if unreadable_key_slice not in ("error", "skip"):
+            raise ValueError(f"Unknown unreadable_key_slice {unreadable_key_slice!r}. Choose one of error, skip.")
         self.is_train = is_train
         self.num_slices = num_slices
         self.slice_interval = slice_interval
@@ -56,6 +68,10 @@ class DeepLesionMapper:
         self.augmentations = T.AugmentationList(augmentations)
         self.use_instance_mask = use_instance_mask
         self.mask_format = mask_format
+        self.unreadable_key_slice = unreadable_key_slice
+        logger = logging.getLogger(__name__)
+        self._on_damage = OncePerFile(logger)
+        self._skipped = OncePerFile(logger)
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
@@ -67,6 +83,9 @@ class DeepLesionMapper:
             augmentations.append(
                 RandomAffine(affine.PROB, affine.SHIFT, affine.SCALE, affine.ROTATION, fill=cfg.INPUT.HU_WINDOW[0])
             )
+        if is_train and cfg.INPUT.HU_JITTER.PROB > 0:
+            jitter = cfg.INPUT.HU_JITTER
+            augmentations.append(RandomHUJitter(jitter.PROB, jitter.OFFSET, jitter.GAIN))
         return {
             "is_train": is_train,
             "num_slices": cfg.MODEL.A3D.NUM_SLICES,
@@ -76,9 +95,10 @@ class DeepLesionMapper:
             "augmentations": augmentations,
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "mask_format": cfg.INPUT.MASK_FORMAT,
+            "unreadable_key_slice": cfg.INPUT.UNREADABLE_KEY_SLICE,
         }
 
-    def __call__(self, dataset_dict: dict) -> dict:
+    def __call__(self, dataset_dict: dict) -> dict | None:
         """
         Args:
             dataset_dict: as :func:`load_deeplesion` makes it.
@@ -90,51 +110,93 @@ class DeepLesionMapper:
                     file says nothing usable the stack is one slice repeated, and any value is right: the distance that
                     the model is used to.
                 instances: in training, instead of "annotations".
+            None, in training and with ``unreadable_key_slice="skip"``, if the key slice cannot be read; Detectron2's
+            data loader then takes another sample.
 
         Raises:
-            FileNotFoundError, ValueError: see :func:`load_slice_stack`.
+            FileNotFoundError, UnreadableSlice: see :func:`load_slice_stack`.
+            SizeMismatchError: of Detectron2, if the key slice has another size than the dict says.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         interval = dataset_dict["slice_interval"]
-        stack = load_slice_stack(
-            dataset_dict["file_name"], self.num_slices, interval, self.slice_interval, self.resampling
-        )
+        try:
+            image = self._load(dataset_dict)
+        except (FileNotFoundError, UnreadableSlice, utils.SizeMismatchError) as error:
+            if not self.is_train or self.unreadable_key_slice == "error":
+                raise
+            self._skipped(
+                dataset_dict["file_name"], f"{error} Skipped: key slice {self._skipped.count() + 1} that is unreadable."
+            )
+            return None
         dataset_dict["thickness"] = interval if 0 < interval < math.inf else self.slice_interval
-        image = np.ascontiguousarray(stack.transpose(1, 2, 0))  # (D, H, W) -> (H, W, D)
-        utils.check_image_size(dataset_dict, image)
 
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
-        image = window_hu(aug_input.image, self.hu_window).transpose(2, 0, 1)  # (H, W, D) -> (D, H, W)
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image))
+        image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (H, W, D) -> (D, H, W)
+        dataset_dict["image"] = torch.from_numpy(window_hu(image, self.hu_window))
 
         annotations = dataset_dict.pop("annotations", [])
         if self.is_train:
             dataset_dict["instances"] = self._instances(
-                annotations, transforms, image.shape[1:], dataset_dict["file_name"]
+                annotations, transforms, image.shape[1:], dataset_dict
             )
         return dataset_dict
 
+    def _load(self, dataset_dict: dict) -> np.ndarray:
+        """The slices as (H, W, D), a view of memory in which each slice is contiguous."""
+        stack = load_slice_stack(
+            dataset_dict["file_name"],
+            self.num_slices,
+            dataset_dict["slice_interval"],
+            self.slice_interval,
+            self.resampling,
+            slice_range=dataset_dict.get("slice_range"),
+            on_damage=self._on_damage,
+        )
+        image = stack.transpose(1, 2, 0)
+        utils.check_image_size(dataset_dict, image)
+        return image
+
     def _instances(
-        self, annotations: list[dict], transforms: T.TransformList, image_size: tuple[int, int], file_name: str
+        self, annotations: list[dict], transforms: T.TransformList, image_size: tuple[int, int], dataset_dict: dict
     ) -> Instances:
         for annotation in annotations:
-            annotation["bbox"] = [value + 0.5 for value in annotation["bbox"]]
             if not self.use_instance_mask:
                 annotation.pop("segmentation", None)
             elif "segmentation" not in annotation:
-                if "recist" not in annotation:
-                    raise ValueError(
-                        f"{file_name}: MODEL.MASK_ON needs a 'segmentation' or 'recist' in every annotation. Got one "
-                        f"with only {', '.join(annotation)}."
-                    )
-                # RECIST points name pixels as well; masks have no such shift to undo.
-                annotation["segmentation"] = [recist_ellipse(annotation["recist"]).ravel() + 0.5]
-        instances = utils.annotations_to_instances(
-            [utils.transform_instance_annotations(a, transforms, image_size) for a in annotations],
-            image_size,
-            mask_format=self.mask_format,
-        )
+                annotation["segmentation"] = self._outline(annotation, dataset_dict["file_name"])
+            elif self.mask_format == "polygon" and isinstance(annotation["segmentation"], dict):
+                raise ValueError(
+                    f"{dataset_dict['file_name']}: its masks are run-length encoded; set INPUT.MASK_FORMAT to "
+                    "'bitmask'. Got 'polygon' instead!"
+                )
+            self._transform(annotation, transforms, image_size, (dataset_dict["height"], dataset_dict["width"]))
+        instances = utils.annotations_to_instances(annotations, image_size, mask_format=self.mask_format)
         instances = utils.filter_empty_instances(instances)
         instances.gt_boxes.tensor -= 0.5
         return instances
+
+    def _outline(self, annotation: dict, file_name: str) -> list[np.ndarray]:
+        if "recist" not in annotation:
+            raise ValueError(
+                f"{file_name}: MODEL.MASK_ON needs a 'segmentation' or 'recist' in every annotation. Got one with only "
+                f"{', '.join(annotation)}."
+            )
+        # The points name pixels as boxes do; masks have no such shift to undo.
+        return [recist_ellipse(annotation["recist"]).ravel() + 0.5]
+
+    def _transform(
+        self,
+        annotation: dict,
+        transforms: T.TransformList,
+        image_size: tuple[int, int],
+        original_size: tuple[int, int],
+    ) -> None:
+        """Move box and mask, in place; the box keeps the half pixel that it was shifted by."""
+        box = np.array(BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS))
+        annotation["bbox"], annotation["bbox_mode"] = box + 0.5, BoxMode.XYXY_ABS
+        utils.transform_instance_annotations(annotation, transforms, image_size)
+        recist = annotation.get("recist")
+        if recist is not None and is_recist_box(box, recist, original_size):
+            moved = transform_recist_box(np.array(recist) + 0.5, transforms.apply_coords)
+            annotation["bbox"] = np.clip(moved, 0, [*image_size[::-1]] * 2)

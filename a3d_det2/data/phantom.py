@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from .deeplesion import SPLITS
-from .slices import HU_OFFSET
+from .dl_info import SPLITS
+from .png import HU_OFFSET, write_png
+from .recist import recist_box
 
 INTERVALS = (0.5, 1.0, 2.0, 2.5, 5.0)  # mm
 COLUMNS = (
@@ -37,7 +37,6 @@ COLUMNS = (
     "Patient_age",
     "Train_Val_Test",
 )
-BOX_MARGIN = 5  # px around the RECIST extent, as in DeepLesion
 
 AIR, FAT, MUSCLE, LUNG, BONE = -1000.0, -100.0, 45.0, -850.0, 500.0  # HU
 NOISE = 12.0  # HU, standard deviation
@@ -79,9 +78,8 @@ class Blob:
         return np.array([self.x, self.y]) + ends
 
     def box(self) -> np.ndarray:
-        """(4,) RECIST extent and margin, XYXY."""
-        points = self.recist()
-        return np.concatenate([points.min(axis=0) - BOX_MARGIN, points.max(axis=0) + BOX_MARGIN])
+        """(4,) XYXY."""
+        return recist_box(self.recist())
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ def write_series(series: Series, image_root: str) -> None:
     os.makedirs(folder, exist_ok=True)
     for index in series.slices:
         stored = np.clip(np.rint(render_slice(series, index)) + HU_OFFSET, 0, 65535).astype(np.uint16)
-        Image.fromarray(stored).save(os.path.join(folder, f"{index:03d}.png"), compress_level=1)
+        write_png(os.path.join(folder, f"{index:03d}.png"), stored)
 
 
 def _random_blobs(

@@ -1,16 +1,19 @@
-"""Slices of a CT series in DeepLesion's layout: reading, neighbours, resampling along z, windowing."""
+"""Slices of a CT series: the key slice and its neighbours, resampled along z, and windowed."""
 
 import bisect
 import logging
 import math
 import multiprocessing
 import os
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-HU_OFFSET = 32768  # stored value = HU + offset, as unsigned 16 bit
-RESAMPLING = ("linear", "thin")
+from .packed import packed_path
+from .png import UnreadableSlice, read_png, to_hu
+from .series import PngSeries, open_series
+
+RESAMPLING = ("linear", "published", "thin", "none")
 
 
 def read_slice(path: str) -> np.ndarray:
@@ -21,24 +24,18 @@ def read_slice(path: str) -> np.ndarray:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a complete 16-bit grey PNG.
+        UnreadableSlice: if it is not a complete 16-bit grey PNG; a ValueError.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode, stored = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path}: no such slice. Expected DeepLesion's layout, Images_png/PPPPPP_SS_RR/NNN.png."
-        ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: expected a complete 16-bit PNG, got an unreadable file ({error}).") from error
-    if not (mode.startswith("I;16") or mode == "I"):  # "I" is what Pillow before 11 makes of a 16-bit grey PNG
-        raise ValueError(
-            f"{path}: expected a 16-bit grey PNG with HU + {HU_OFFSET}, got an image of mode {mode}. "
-            "(The 8-bit Key_slices.zip of DeepLesion is windowed and holds no HU.)"
-        )
-    return stored.astype(np.float32) - HU_OFFSET
+    return to_hu(read_png(path))
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(path: str, message: str) -> None:
+    if path not in _warned:
+        _warned.add(path)
+        logging.getLogger(__name__).warning(message)
 
 
 def load_slice_stack(
@@ -47,12 +44,16 @@ def load_slice_stack(
     slice_interval: float,
     target_interval: float = 2.0,
     resampling: str = "linear",
+    *,
+    slice_range: tuple[int, int] | None = None,
+    packed: bool = True,
+    on_damage: Callable[[str, str], None] = _warn_once,
 ) -> np.ndarray:
     """Load the key slice and its neighbours, resampled to a common distance.
 
     Slice i of the result lies (i - D // 2) * target_interval mm from the key slice, in the direction of increasing
-    slice number. Each position is interpolated linearly between the two slices on disk around it, by its own fraction.
-    Where a slice is not on disk (end of the series, gap), the next one towards the key slice takes its place.
+    slice number. Where a slice is not on disk (end of the series, gap) or damaged (unreadable, not 16-bit, of another
+    size), the next one towards the key slice takes its place. Each file is decoded once.
 
     Args:
         path: the key slice, ``.../109.png``; its neighbours are in the same folder.
@@ -61,16 +62,25 @@ def load_slice_stack(
             key slice is repeated D times, and one warning is logged; none by the workers of a data loader, as
             :func:`load_deeplesion` has warned before.
         target_interval: distance between the slices of the result in mm.
-        resampling: "linear", or "thin", which resamples only series with slices closer than ``target_interval`` and
-            takes the slices of the others as they are, for AlignShift, which does the rest itself.
+        resampling: how slices between those on disk are made:
+            "linear" interpolates each between the two around it, by its own fraction.
+            "published" uses the first neighbour's fraction for all that are not on a slice, as the code published with
+            the paper does; at 5 mm the slices 2 mm and 4 mm away are then the same.
+            "thin" resamples (linearly) only series with slices closer than ``target_interval`` and takes the slices of
+            the others as they are, for AlignShift, which does the rest itself.
+            "none" takes the slices as they are.
+        slice_range: first and last slice of the series; one within that is not on disk then counts as damaged.
+        packed: whether to read ``Images_packed`` beside the folder of the series where it is there; see :mod:`.packed`.
+        on_damage: called with path and message for each damaged file that was to be read; the default logs one
+            warning for each file in a process.
 
     Returns:
         (D, H, W) float32, in HU.
 
     Raises:
         FileNotFoundError: if the key slice does not exist.
-        ValueError: if a slice is unreadable or not 16-bit, two differ in size, ``num_slices`` is even,
-            ``target_interval`` is not positive or ``resampling`` is unknown.
+        UnreadableSlice: if it is damaged; a ValueError.
+        ValueError: if ``num_slices`` is even, ``target_interval`` is not positive or ``resampling`` is unknown.
     """
     if num_slices < 1 or num_slices % 2 == 0:
         raise ValueError(f"num_slices must be odd, so that the key slice is the middle one. Got {num_slices} instead!")
@@ -78,66 +88,126 @@ def load_slice_stack(
         raise ValueError(f"target_interval must be a positive number of mm. Got {target_interval} instead!")
     if resampling not in RESAMPLING:
         raise ValueError(f"Unknown resampling {resampling!r}. Choose one of {', '.join(RESAMPLING)}.")
-    series = _Series(path)
-    half = num_slices // 2
+    neighbourhood = _Neighbourhood(path, slice_range, packed, on_damage)
+    key_slice = neighbourhood.key_slice
+    stack = np.empty((num_slices, *key_slice.shape), dtype=np.float32)
     if not (math.isfinite(slice_interval) and slice_interval > 0):
         _warn_bad_interval(path, slice_interval)
-        return np.repeat(series.read(0)[None], num_slices, axis=0)
-    if resampling == "thin":
-        target_interval = max(target_interval, slice_interval)
-    steps = np.arange(-half, half + 1) * (target_interval / slice_interval)
-    return np.stack([series.interpolate(step) for step in steps])
+        stack[:] = key_slice
+        return stack
+    for image, (near, far, fraction) in zip(
+        stack, _positions(num_slices // 2, target_interval / slice_interval, resampling), strict=True
+    ):
+        neighbourhood.interpolate(near, far, fraction, out=image)
+    return stack
 
 
-class _Series:
-    """The slices beside a key slice, by their number relative to it; each file is decoded once."""
+def _positions(half: int, ratio: float, resampling: str) -> list[tuple[int, int, float]]:
+    """Between which slices each slice of the stack lies, by their number relative to the key slice.
 
-    def __init__(self, key_path: str):
-        self._folder, key_name = os.path.split(key_path)
-        stem, self._extension = os.path.splitext(key_name)
-        if not stem.isdigit():
+    Args:
+        half: D // 2.
+        ratio: distance in the stack over that on disk.
+        resampling: see :func:`load_slice_stack`.
+
+    Returns:
+        (near, far, fraction) for each slice of the stack: it is near * (1 - fraction) + far * fraction.
+    """
+    if resampling == "none":
+        ratio = 1.0
+    elif resampling == "thin":
+        ratio = max(ratio, 1.0)
+    positions = []
+    for i in range(-half, half + 1):
+        distance = round(abs(i) * ratio, 6)  # 2 mm / 0.4 mm must be slice 5, not a breath of slice 4
+        near = int(distance)
+        fraction = distance - near
+        if resampling == "published" and fraction:
+            fraction = round(ratio, 6) % 1
+        sign = -1 if i < 0 else 1
+        positions.append((sign * near, sign * (near + 1), fraction))
+    return positions
+
+
+class _Neighbourhood:
+    """The slices beside a key slice, by their number relative to it; each is decoded once."""
+
+    def __init__(self, key_path: str, slice_range: tuple[int, int] | None, packed: bool, on_damage: Callable):
+        folder, key_name = os.path.split(key_path)
+        stem = os.path.splitext(key_name)[0]
+        if not stem.isdecimal():
             raise ValueError(f"{key_path}: expected a slice number as the file name, such as 109.png.")
-        self._key_index, self._digits = int(stem), len(stem)
-        self._key_path = key_path
-        self._cache: dict[int, np.ndarray] = {}
-        self._shape = self.read(0).shape
-        names = (os.path.splitext(name) for name in os.listdir(self._folder or "."))
-        self._on_disk = sorted(
-            int(stem) - self._key_index
-            for stem, extension in names
-            if extension == self._extension and stem.isdigit() and stem == f"{int(stem):0{self._digits}d}"
-        )
+        self._key = int(stem)
+        self._slice_range = slice_range
+        self._on_damage = on_damage
+        try:
+            self._series = open_series(folder, packed)
+        except UnreadableSlice as error:
+            if not os.path.isdir(folder):
+                raise
+            on_damage(packed_path(folder), f"{error} The PNG files are read instead.")
+            self._series = PngSeries(folder)
+        if self._key in self._series.numbers:
+            self.key_slice = to_hu(self._series.read(self._key))
+        else:
+            self.key_slice = read_slice(key_path)  # which says what is wrong with it
+        self._images = {0: self.key_slice}
+        self._offsets = sorted({0, *(number - self._key for number in self._series.numbers)})
+        self._damaged: set[int] = set()
 
-    def _path(self, offset: int) -> str:
-        return os.path.join(self._folder, f"{self._key_index + offset:0{self._digits}d}{self._extension}")
+    def interpolate(self, near: int, far: int, fraction: float, out: np.ndarray) -> None:
+        """near * (1 - fraction) + far * fraction, into ``out``."""
+        low = self._nearest(near)
+        high = self._nearest(far) if fraction else low
+        if high is low:
+            out[:] = low
+        else:
+            np.multiply(low, np.float32(1 - fraction), out=out)
+            out += high * np.float32(fraction)
+
+    def _nearest(self, offset: int) -> np.ndarray:
+        """The slice itself, or where it is not to be had, the next one towards the key slice."""
+        while True:
+            found = self._nearest_on_disk(offset)
+            if found != offset:
+                self._report_missing(offset)
+            if found not in self._images:
+                try:
+                    self._images[found] = self._read(found)
+                except (FileNotFoundError, UnreadableSlice) as error:
+                    self._offsets.remove(found)
+                    self._damaged.add(found)
+                    self._on_damage(
+                        self._series.path(self._key + found),
+                        f"{error} The next slice towards the key slice takes its place.",
+                    )
+                    continue
+            return self._images[found]
 
     def _nearest_on_disk(self, offset: int) -> int:
-        """The slice itself, or where it is not on disk, the next one towards the key slice."""
         if offset > 0:
-            return self._on_disk[bisect.bisect_right(self._on_disk, offset) - 1]
-        return self._on_disk[bisect.bisect_left(self._on_disk, offset)]
+            return self._offsets[bisect.bisect_right(self._offsets, offset) - 1]
+        return self._offsets[bisect.bisect_left(self._offsets, offset)]
 
-    def read(self, offset: int) -> np.ndarray:
-        if offset not in self._cache:
-            self._cache[offset] = read_slice(self._path(offset))
-            if offset != 0 and self._cache[offset].shape != self._shape:
-                raise ValueError(
-                    f"{self._path(offset)}: expected the size of the key slice {self._key_path}, "
-                    f"{self._shape}, got {self._cache[offset].shape}."
-                )
-        return self._cache[offset]
+    def _read(self, offset: int) -> np.ndarray:
+        number = self._key + offset
+        stored = self._series.read(number)
+        if stored.shape != self.key_slice.shape:
+            raise UnreadableSlice(
+                f"{self._series.path(number)}: expected the size of the key slice {self._key}, "
+                f"{self.key_slice.shape}, got {stored.shape}."
+            )
+        return to_hu(stored)
 
-    def interpolate(self, step: float) -> np.ndarray:
-        """The image ``step`` slices from the key slice; ``step`` need not be whole."""
-        step = round(step, 6)  # 2 mm / 0.4 mm must be slice 5, not a breath of slice 4
-        near, fraction = int(step), abs(step - int(step))
-        low = self._nearest_on_disk(near)
-        if fraction == 0:
-            return self.read(low)
-        high = self._nearest_on_disk(near + (1 if step > 0 else -1))
-        if low == high:
-            return self.read(low)
-        return self.read(low) * np.float32(1 - fraction) + self.read(high) * np.float32(fraction)
+    def _report_missing(self, offset: int) -> None:
+        number = self._key + offset
+        if offset not in self._damaged and self._slice_range and self._slice_range[0] <= number <= self._slice_range[1]:
+            path = self._series.path(number)
+            self._on_damage(
+                path,
+                f"{path}: no such slice, though the series has {self._slice_range[0]} to {self._slice_range[1]}. The "
+                "next slice towards the key slice takes its place.",
+            )
 
 
 _bad_interval_reported = False
@@ -169,5 +239,9 @@ def window_hu(hu: np.ndarray, window: tuple[float, float] = (-1024, 2050)) -> np
     low, high = window
     if not low < high:
         raise ValueError(f"The HU window must be (low, high) with low < high. Got {tuple(window)} instead!")
-    scaled = (np.clip(hu, low, high) - low) * (255.0 / (high - low)) - 50.0
-    return scaled.astype(np.float32)
+    # In place: a stack is several MB, and each pass over it costs.
+    scaled = np.clip(hu, low, high, dtype=np.float32)
+    scaled -= np.float32(low)
+    scaled *= np.float32(255.0 / (high - low))
+    scaled -= np.float32(50.0)
+    return scaled

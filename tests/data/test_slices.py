@@ -1,8 +1,10 @@
 import logging
 import math
+import re
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 import a3d_det2.data.slices
 from a3d_det2.data import load_slice_stack, window_hu
+from a3d_det2.data.png import read_png
 
 KEY = 100
 SHAPE = (3, 4)
@@ -56,6 +59,56 @@ def test_thin_resamples_only_what_is_closer_than_the_target(ramp):
     assert stack_values(ramp, 5, 2.0, 2.0, "thin") == [-20, -10, 0, 10, 20]
     assert stack_values(ramp, 5, 1.0, 2.0, "thin") == [-40, -20, 0, 20, 40]
     assert stack_values(ramp, 5, 1.6, 2.0, "thin") == pytest.approx([-25, -12.5, 0, 12.5, 25])
+
+
+def test_none_takes_the_neighbours_as_they_are(ramp):
+    for interval in (0.3, 1.0, 5.0):
+        assert stack_values(ramp, 5, interval, 2.0, "none") == [-20, -10, 0, 10, 20]
+
+
+def test_published_repeats_the_first_neighbours_fraction(ramp):
+    """At 5 mm: slices 2 mm and 4 mm away both 0.4 of the way to the neighbour, and the next 1.4."""
+    assert stack_values(ramp, 7, 5.0, 2.0, "published") == pytest.approx([-14, -4, -4, 0, 4, 4, 14])
+    # At 4 mm the fractions are all 0.5 or 0, at 2.5 mm they would be 0.8, 0.6, 0.4.
+    assert stack_values(ramp, 7, 4.0, 2.0, "published") == pytest.approx([-15, -10, -5, 0, 5, 10, 15])
+    assert stack_values(ramp, 7, 2.5, 2.0, "published") == pytest.approx([-28, -18, -8, 0, 8, 18, 28])
+
+
+INTERVALS = [0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 3.75, 4, 5]  # mm
+
+
+@pytest.mark.parametrize("num_slices", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("interval", INTERVALS)
+def test_resampling_of_a_volume_that_is_linear_in_z(ramp, interval, num_slices):
+    """Linear: the analytic value. Published: the same where all positions have the fraction of the first one or lie on
+    a slice; elsewhere its formula, by hand with exact fractions."""
+    half = num_slices // 2
+    slope = 10 / interval  # HU per mm
+    analytic = [slope * 2 * i for i in range(-half, half + 1)]
+    assert stack_values(ramp, num_slices, interval) == pytest.approx(analytic, abs=0.5)
+
+    ratio = Fraction(2) / Fraction(str(interval))
+    expected = []
+    for i in range(-half, half + 1):
+        distance = abs(i) * ratio
+        if distance.denominator != 1:
+            distance = math.floor(distance) + ratio % 1
+        expected.append(float(10 * distance * (1 if i > 0 else -1)))
+    published = stack_values(ramp, num_slices, interval, 2.0, "published")
+    assert published == pytest.approx(expected, abs=0.01)
+    differs = [abs(a - b) > 0.01 for a, b in zip(expected, analytic, strict=True)]
+    assert [abs(a - b) > 0.5 for a, b in zip(published, analytic, strict=True)] == differs
+    assert not any(differs[half - 1 : half + 2])  # the key slice and its first neighbours are right
+
+
+def test_each_file_is_decoded_once(ramp, monkeypatch):
+    read = []
+    monkeypatch.setattr(a3d_det2.data.series, "read_png", lambda path: read.append(path) or read_png(path))
+    stack_values(ramp, 7, 5.0)
+    assert len(read) == len(set(read)) == 5
+    read.clear()
+    stack_values(ramp, 7, 1.0)
+    assert len(read) == len(set(read)) == 7
 
 
 @settings(max_examples=60, deadline=None)
@@ -123,13 +176,6 @@ def test_truncated_png(ramp, tmp_path):
             load_slice_stack(str(tmp_path / "100.png"), 1, 1.0)
 
 
-def test_truncated_neighbour_is_not_skipped(tmp_path):
-    save(tmp_path, KEY, 0)
-    (tmp_path / "101.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"101.png: expected a complete 16-bit PNG"):
-        load_slice_stack(str(tmp_path / "100.png"), 3, 2.0)
-
-
 @pytest.mark.parametrize("mode", ["L", "RGB", "1"])
 def test_not_16_bit(tmp_path, mode):
     Image.new(mode, (4, 4)).save(tmp_path / "100.png")
@@ -137,13 +183,57 @@ def test_not_16_bit(tmp_path, mode):
         load_slice_stack(str(tmp_path / "100.png"), 1, 1.0)
 
 
-def test_neighbour_of_another_size(tmp_path):
-    save(tmp_path, KEY, 0)
-    Image.fromarray(np.zeros((5, 5), np.uint16)).save(tmp_path / "101.png")
-    with pytest.raises(
-        ValueError, match=r"101.png: expected the size of the key slice .*100.png, \(3, 4\), got \(5, 5\)"
-    ):
-        load_slice_stack(str(tmp_path / "100.png"), 3, 2.0)
+def damaged(folder, kind):
+    """Damage slice 101 in one way."""
+    path = folder / "101.png"
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:40])
+    elif kind == "8-bit":
+        Image.new("L", SHAPE[::-1]).save(path)
+    elif kind == "size":
+        Image.fromarray(np.zeros((5, 5), np.uint16)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "101.png: no such slice, though the series has 98 to 102. The next slice"),
+        ("truncated", "101.png: expected a complete 16-bit PNG"),
+        ("8-bit", "101.png: expected a 16-bit grey PNG"),
+        ("size", r"101.png: expected the size of the key slice 100, \(3, 4\), got \(5, 5\). The next slice"),
+    ],
+)
+def test_a_damaged_neighbour_is_replaced_with_one_warning(tmp_path, kind, message, monkeypatch, caplog):
+    monkeypatch.setattr(a3d_det2.data.slices, "_warned", set())
+    for index in range(98, 103):
+        save(tmp_path, index, 10 * (index - KEY))
+    damaged(tmp_path, kind)
+    for _ in range(2):
+        assert stack_values(tmp_path, 5, 2.0, slice_range=(98, 102)) == [-20, -10, 0, 0, 20]
+        # At 4 mm: +1 lies on the damaged slice, -1 between -1 and 0.
+        assert stack_values(tmp_path, 5, 4.0, slice_range=(98, 102)) == pytest.approx([-10, -5, 0, 0, 0])
+    (warning,) = caplog.messages
+    assert re.search(message, warning)
+
+
+def test_slices_beyond_the_range_of_the_series_are_no_damage(tmp_path, caplog):
+    for index in (99, 100, 101):
+        save(tmp_path, index, 10 * (index - KEY))
+    assert stack_values(tmp_path, 5, 2.0, slice_range=(99, 101)) == [-10, -10, 0, 10, 10]
+    assert not caplog.messages
+
+
+def test_damage_is_reported_to_whom_it_may_concern(ramp, tmp_path):
+    for index in (99, 100, 101):
+        save(tmp_path, index, 0)
+    damaged(tmp_path, "8-bit")
+    reports = []
+    stack_values(tmp_path, 3, 2.0, on_damage=lambda path, message: reports.append((path, message)))
+    ((path, message),) = reports
+    assert path == str(tmp_path / "101.png")
+    assert message.startswith(path)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +242,7 @@ def test_neighbour_of_another_size(tmp_path):
         ((4, 1.0), "num_slices must be odd.* Got 4"),
         ((0, 1.0), "num_slices must be odd.* Got 0"),
         ((3, 1.0, 0.0), "target_interval must be a positive number of mm. Got 0.0"),
-        ((3, 1.0, 2.0, "cubic"), "Unknown resampling 'cubic'. Choose one of linear, thin"),
+        ((3, 1.0, 2.0, "cubic"), "Unknown resampling 'cubic'. Choose one of linear, published, thin, none"),
     ],
 )
 def test_bad_arguments(ramp, arguments, message):

@@ -1,0 +1,81 @@
+"""weak_masks.json: one weak mask for each row of DL_info.csv, kept beside it.
+
+    {"masks": [
+    {"row": 0, "image_id": "000001_01_01_109.png", "source": "grabcut", "size": [512, 512], "counts": "..."},
+    ...
+    ]}
+
+``row`` counts the rows of the csv from 0, without the header; ``size`` (height, width) and ``counts`` are COCO's
+compressed run-length encoding; ``source`` is "grabcut" or "ellipse". A lesion whose key slice could not be read has
+neither size nor counts, and the source "none".
+"""
+
+import json
+import os
+
+import numpy as np
+
+from .dl_info import Row
+
+MASK_FILE = "weak_masks.json"
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """(H, W) bool -> COCO's run-length encoding, as text."""
+    from pycocotools import mask as coco_mask
+
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(length) for length in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def write_masks(path: str, masks: list[dict]) -> None:
+    """Write the file in one step, one line a mask, ordered by row."""
+    keys = ("row", "image_id", "source", "size", "counts")
+    ordered = sorted(masks, key=lambda mask: mask["row"])
+    lines = ",\n".join(json.dumps({key: mask[key] for key in keys if key in mask}) for mask in ordered)
+    with open(f"{path}.part", "w", encoding="utf-8") as f:
+        f.write(f'{{"masks": [\n{lines}\n]}}\n')
+    os.replace(f"{path}.part", path)
+
+
+class Masks:
+    """What :func:`read_masks` has read."""
+
+    def __init__(self, path: str, by_row: dict[int, dict]):
+        self.path, self.by_row = path, by_row
+
+    def segmentation(self, row: Row) -> dict | None:
+        """The mask of a row, as Detectron2 takes it; None for a lesion whose key slice could not be read.
+
+        Raises:
+            ValueError: if the file has no mask for the row, or one of another key slice.
+        """
+        mask = self.by_row.get(row.index)
+        if mask is None or mask["image_id"] != row.image_id:
+            found = "none" if mask is None else f"one of {mask['image_id']}"
+            raise ValueError(
+                f"{self.path}: expected a mask for row {row.index}, {row.image_id}, of {row.csv_path}, got {found}. It "
+                "was made for another file: run datasets/prepare_deeplesion.py again, or remove it."
+            )
+        return None if mask["source"] == "none" else {"size": mask["size"], "counts": mask["counts"]}
+
+
+def read_masks(path: str) -> Masks:
+    """
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged.
+    """
+    try:
+        with open(path, encoding="utf-8") as f:
+            by_row = {mask["row"]: mask for mask in json.load(f)["masks"]}
+        for mask in by_row.values():
+            if mask["source"] != "none":
+                mask["size"], mask["counts"]
+            mask["image_id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected weak masks as datasets/prepare_deeplesion.py writes them, got a damaged file "
+            f"({type(error).__name__}: {error}). Run it again, or remove the file."
+        ) from error
+    return Masks(path, by_row)

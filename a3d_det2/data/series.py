@@ -1,0 +1,41 @@
+"""The slices of one CT series on disk: PNG files in a folder, or the packed file made from them."""
+
+import os
+
+import numpy as np
+
+from .packed import PackedSeries, packed_path
+from .png import read_png
+
+
+class PngSeries:
+    """Slices as ``folder/NNN.png``.
+
+    Attributes:
+        numbers: those of the slices on disk, in order.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        stems = (os.path.splitext(name) for name in names)
+        self._names = {int(stem): stem + ext for stem, ext in stems if ext == ".png" and stem.isdecimal()}
+        self.numbers = sorted(self._names)
+
+    def path(self, number: int) -> str:
+        """That of a slice, whether it is there or not."""
+        return os.path.join(self._folder, self._names.get(number, f"{number:03d}.png"))
+
+    def read(self, number: int, verify: bool = False) -> np.ndarray:
+        """(H, W) uint16, as stored; raises as :func:`read_png`. A PNG is always verified."""
+        return read_png(self.path(number))
+
+
+def open_series(folder: str, packed: bool = True) -> PngSeries | PackedSeries:
+    """Open ``Images_png/SERIES``, or the packed ``Images_packed/SERIES.b2nd`` where it exists and ``packed`` is set.
+
+    Raises:
+        UnreadableSlice: if the packed file is damaged.
+    """
+    path = packed_path(folder)
+    return PackedSeries(path) if packed and os.path.exists(path) else PngSeries(folder)

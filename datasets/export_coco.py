@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Write a split of DeepLesion as COCO JSON, with RECIST points, diameters, thickness, type and patient beside it.
+
+    python datasets/export_coco.py --root datasets/deeplesion --split test --output deeplesion_test.json
+    python datasets/export_coco.py --root datasets/deeplesion --split datasets/deeplesion/splits/fold1.txt --output f1.json
+"""
+
+import argparse
+import json
+import os
+
+from a3d_det2.data.coco import to_coco
+from a3d_det2.data.deeplesion import load_deeplesion
+from a3d_det2.data.mask_file import MASK_FILE
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder with DL_info.csv and Images_png")
+    parser.add_argument("--split", required=True, help="train, val, test, or a split file (.txt)")
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    parser.add_argument("--keep-noisy", action="store_true", help="with the rows marked Possibly_noisy")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    image_root = os.path.join(args.root, "Images_png")
+    masks = os.path.join(args.root, MASK_FILE)
+    records = load_deeplesion(
+        os.path.join(args.root, "DL_info.csv"),
+        image_root,
+        args.split,
+        drop_noisy=not args.keep_noisy,
+        mask_path=masks if os.path.exists(masks) else None,
+    )
+    coco = to_coco(records, image_root)
+    with open(args.output, "w", encoding="utf-8") as f:
+        json.dump(coco, f, allow_nan=False)
+    print(f"Wrote {len(coco['images'])} key slices with {len(coco['annotations'])} lesions to {args.output}")
+
+
+if __name__ == "__main__":
+    main()

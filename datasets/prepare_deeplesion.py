@@ -1,0 +1,147 @@
+#!/usr/bin/env python
+"""Make a downloaded DeepLesion ready for training: unpack, verify, segment the lesions (weak masks), and pack.
+
+    python datasets/prepare_deeplesion.py --source ~/Downloads/DeepLesion --output datasets/deeplesion
+    python datasets/prepare_deeplesion.py --output datasets/deeplesion --pack    # Images_png is there already
+
+--source takes folders and zip files, nested in any way, with DL_info.csv among them. Folders of slices are linked, not
+copied. It writes to --output
+
+    DL_info.csv, Images_png/            as configs expect them
+    weak_masks.json                     a mask for every lesion: GrabCut, or an ellipse where that fails
+    Images_packed/                      with --pack: the slices again, to be read several times faster
+    check.json                          what is wrong with the data, as datasets/check_deeplesion.py reports it
+    prepare.jsonl                       what is done; a run that was killed goes on from there, and a later one looks
+                                        only at what has changed
+
+The same data give the same files, whatever the number of workers. Exit status 0: training can start.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+import cv2
+from tqdm import tqdm
+
+from a3d_det2.data.integrity import Report, check_annotations
+from a3d_det2.data.mask_file import MASK_FILE, write_masks
+from a3d_det2.data.packed import PACKED_DIR
+from a3d_det2.data.preparation import Journal, findings_of, make_jobs, prepare_series
+from a3d_det2.data.unpack import DamagedArchive, find_sources, link_series, series_in_zip, unpack_series
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", nargs="+", default=[], help="what was downloaded: folders, zip files")
+    parser.add_argument("--output", required=True, help="$DETECTRON2_DATASETS/deeplesion")
+    parser.add_argument("--pack", action="store_true", help=f"write {PACKED_DIR} as well; needs blosc2")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    csv_path, image_root = os.path.join(args.output, "DL_info.csv"), os.path.join(args.output, "Images_png")
+    os.makedirs(args.output, exist_ok=True)
+    try:
+        with ProcessPoolExecutor(args.workers, initializer=_start_worker) as pool:
+            gather(pool, args.source, csv_path, image_root)
+            report, masks, packed = prepare(pool, csv_path, image_root, args.pack)
+    except BrokenProcessPool:
+        sys.exit("A worker process died, perhaps for lack of memory. Run the same command again: it goes on from there.")
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
+        sys.exit(str(error))
+    print(report.to_text())
+    print(f"Weak masks: {', '.join(f'{count} {source}' for source, count in sorted(masks.items())) or 'none'}")
+    if args.pack:
+        print(f"Series packed: {', '.join(f'{count} {state}' for state, count in sorted(packed.items()))}")
+    sys.exit(0 if report.can_train else 1)
+
+
+def gather(pool: ProcessPoolExecutor, sources: list[str], csv_path: str, image_root: str) -> None:
+    """Bring the csv and all slices to where they belong."""
+    _remove_parts(os.path.dirname(csv_path))
+    zips, folders, tables = find_sources(sources)
+    if not os.path.exists(csv_path):
+        if not tables:
+            raise FileNotFoundError(f"{csv_path} is not there, and no DL_info.csv in --source {' '.join(sources)}.")
+        shutil.copyfile(tables[0], f"{csv_path}.part")
+        os.replace(f"{csv_path}.part", csv_path)
+    os.makedirs(image_root, exist_ok=True)
+    for folder in folders.values():
+        link_series(folder, image_root)
+    jobs, damaged = [], []
+    for path in zips:
+        try:
+            jobs += [(path, members, image_root) for members in series_in_zip(path).values()]
+        except DamagedArchive as error:
+            damaged.append(str(error))
+    futures = [pool.submit(unpack_series, *job) for job in jobs]
+    for future in tqdm(as_completed(futures), total=len(futures), desc="unpack", unit="series", disable=not futures):
+        try:
+            future.result()
+        except DamagedArchive as error:
+            damaged.append(str(error))
+    if damaged:
+        raise ValueError("\n".join(sorted(damaged)))
+
+
+def prepare(
+    pool: ProcessPoolExecutor, csv_path: str, image_root: str, pack: bool
+) -> tuple[Report, Counter[str], Counter[str]]:
+    """Verify, mask and pack; returns the report, and how many masks and series there are of each kind."""
+    root = os.path.dirname(csv_path)
+    annotations = check_annotations(csv_path)
+    journal = Journal(os.path.join(root, "prepare.jsonl"))
+    jobs = make_jobs(annotations.records, image_root, pack, journal.results)
+    futures = [pool.submit(prepare_series, job) for job in jobs]
+    for future in tqdm(as_completed(futures), total=len(futures), desc="prepare", unit="series"):
+        journal.append(future.result())
+    journal.finish({job.series.name for job in jobs})
+    results = [journal.results[job.series.name] for job in jobs]
+
+    masks = [mask for result in results for mask in result["masks"]]
+    write_masks(os.path.join(root, MASK_FILE), masks)
+    findings = [finding for result in results for finding in findings_of(result)]
+    report = Report(annotations, len(jobs), annotations.findings + findings)
+    with open(os.path.join(root, "check.json.part"), "w", encoding="utf-8") as f:
+        json.dump(report.to_dict(), f, indent=1)
+    os.replace(os.path.join(root, "check.json.part"), os.path.join(root, "check.json"))
+    return report, Counter(mask["source"] for mask in masks), Counter(result["packed"] for result in results)
+
+
+def _remove_parts(root: str) -> None:
+    """What a run that was killed had not finished writing."""
+    for folder in (root, os.path.join(root, PACKED_DIR)):
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            if name.endswith(".part"):
+                os.remove(os.path.join(folder, name))
+    image_root = os.path.join(root, "Images_png")
+    for entry in os.scandir(image_root) if os.path.isdir(image_root) else ():
+        if entry.is_dir(follow_symlinks=False):
+            for name in os.listdir(entry.path):
+                if name.endswith(".part"):
+                    os.remove(os.path.join(entry.path, name))
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)  # the workers share the cores
+    # A process that is killed leaves its workers behind, waiting for ever.
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
