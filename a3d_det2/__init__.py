@@ -7,7 +7,8 @@ and phantom (``data``) and the metric (``evaluation.froc``). With it, importing 
                     build_a3d_resnet_fpn_backbone
     architectures   LesionRCNN, LesionRetinaNet
     mask head       DiceMaskHead
-    datasets        deeplesion_{train,val,test}, phantom_{train,val,test} under $DETECTRON2_DATASETS
+    datasets        deeplesion_{train,val,test}, phantom_{train,val,test} and those of split files (splits/NAME.txt)
+                    under $DETECTRON2_DATASETS
 """
 
 import os
@@ -16,7 +17,7 @@ from importlib.util import find_spec
 if find_spec("detectron2") is not None:
     from .checkpoint import BestCheckpointer, LesionCheckpointer
     from .config import add_a3d_config
-    from .data.augmentation import AffineTransform, RandomAffine
+    from .data.augmentation import AffineTransform, RandomAffine, RandomHUJitter
     from .data.dataset_mapper import DeepLesionMapper
     from .data.deeplesion import register_all_deeplesion
     from .evaluation.deeplesion_evaluation import DeepLesionEvaluator
@@ -42,6 +43,7 @@ if find_spec("detectron2") is not None:
         "LesionRCNN",
         "LesionRetinaNet",
         "RandomAffine",
+        "RandomHUJitter",
         "add_a3d_config",
         "build_a3d_densenet_backbone",
         "build_a3d_densenet_fpn_backbone",

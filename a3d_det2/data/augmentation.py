@@ -114,4 +114,5 @@ class RandomHUJitter(T.Augmentation):
             return T.NoOpTransform()
         gain = 1 + self._rand_range(-self.gain, self.gain)
         offset = self._rand_range(-self.offset, self.offset)
-        return BlendTransform(src_image=np.float32(offset), src_weight=1.0, dst_weight=gain)
+        # Python's float keeps float32 images float32.
+        return BlendTransform(src_image=float(offset), src_weight=1.0, dst_weight=float(gain))

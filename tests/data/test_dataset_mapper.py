@@ -1,5 +1,6 @@
 import copy
 import math
+import os
 
 import numpy as np
 import pytest
@@ -135,6 +136,96 @@ def test_a_lesion_without_a_mask_gets_the_outline_of_its_recist_axes(record, mas
     assert box == pytest.approx([20.5, 10.5, 31.5, 17.5], abs=0.01 if mask_format == "polygon" else 0.6)
 
 
+def test_rle_as_polygons(record):
+    record["annotations"][0]["segmentation"] = {"size": [SIZE, SIZE], "counts": "0"}
+    with pytest.raises(ValueError, match=r"010.png: its masks are run-length encoded; set INPUT.MASK_FORMAT to 'bitm"):
+        mapper(use_instance_mask=True, mask_format="polygon")(record)
+
+
+RECIST = [[13.0, 14.0], [15.0, 14.0], [14.0, 13.0], [14.0, 15.0]]
+
+
+def test_a_box_made_of_recist_points_is_made_again_of_the_turned_ones(record):
+    """By 45 degrees: the points keep their extent around the centre, where the turned corners would reach 1.4 times."""
+    record["annotations"][0].update(bbox=[8.0, 8.0, 20.0, 20.0], recist=RECIST)
+    c, centre = math.sqrt(0.5), 14.5
+    turn = AffineTransform([[c, -c, centre], [c, c, centre - 2 * c * centre]], fill=0)
+    half = 5 + c  # the margin, and a diagonal of the points
+    (box,) = mapper(augmentations=[turn])(record)["instances"].gt_boxes.tensor.tolist()
+    assert box == pytest.approx([14 - half, 14 - half, 14 + half, 14 + half], abs=1e-4)
+    record["annotations"][0]["bbox"] = [8.0, 8.0, 20.0, 21.0]  # made otherwise
+    (box,) = mapper(augmentations=[turn])(record)["instances"].gt_boxes.tensor.tolist()
+    assert box[2] - box[0] == pytest.approx(c * 25, abs=1e-4)
+
+
+def test_without_a_rotation_both_ways_give_the_same_box(record):
+    record["annotations"][0].update(bbox=[8.0, 8.0, 20.0, 20.0])
+    for seed in range(5):
+        boxes = []
+        for recist in ({}, {"recist": RECIST}):
+            np.random.seed(seed)
+            augmentations = [T.ResizeShortestEdge(60, 60), T.RandomFlip(), RandomAffine(prob=1.0, rotation=0)]
+            lesion = {**record["annotations"][0], **recist}
+            sample = mapper(augmentations=augmentations)({**record, "annotations": [lesion]})
+            boxes.append(sample["instances"].gt_boxes.tensor)
+        torch.testing.assert_close(*boxes)
+
+
+def test_boxes_in_another_mode(record):
+    x1, y1, x2, y2 = BOX
+    record["annotations"][0].update(bbox=[x1, y1, x2 - x1, y2 - y1], bbox_mode=1)
+    assert mapper()(record)["instances"].gt_boxes.tensor.tolist() == [BOX]
+
+
+def unreadable(record, kind):
+    path = record["file_name"]
+    if kind == "missing":
+        os.remove(path)
+    elif kind == "truncated":
+        with open(path, "r+b") as f:
+            f.truncate(60)
+    elif kind == "8-bit":
+        Image.new("L", (SIZE, SIZE)).save(path)
+    elif kind == "size":
+        Image.fromarray(np.zeros((5, 5), np.uint16)).save(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "8-bit", "size"])
+def test_an_unreadable_key_slice_stops_or_is_skipped_and_counted(record, kind, caplog):
+    unreadable(record, kind)
+    with pytest.raises(Exception, match=r"010.png"):
+        mapper()(record)
+    skipping = mapper(unreadable_key_slice="skip")
+    assert skipping(record) is None
+    assert skipping(record) is None
+    assert skipping({**record, "file_name": "elsewhere/007.png"}) is None
+    first, second = (message for message in caplog.messages if "Skipped" in message)
+    assert "010.png" in first
+    assert first.endswith("Skipped: key slice 1 that is unreadable.")
+    assert second.endswith("Skipped: key slice 2 that is unreadable.")
+    with pytest.raises(Exception, match=r"010.png"):
+        mapper(is_train=False, unreadable_key_slice="skip")(record)  # a test is of all key slices or none
+
+
+def test_skipping_hides_no_other_error(record):
+    del record["slice_interval"]
+    with pytest.raises(KeyError):
+        mapper(unreadable_key_slice="skip")(record)
+    with pytest.raises(ValueError, match="Unknown unreadable_key_slice 'ignore'. Choose one of error, skip"):
+        mapper(unreadable_key_slice="ignore")
+
+
+def test_a_damaged_neighbour_is_replaced_with_one_warning(record, caplog):
+    path = record["file_name"].replace("010.png", "011.png")
+    os.remove(path)
+    use = mapper()
+    for _ in range(2):
+        sample = use({**record, "slice_range": (9, 11)})
+        assert torch.equal(sample["image"][2], sample["image"][1])
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{path}: no such slice, though the series has 9 to 11.")
+
+
 def test_masks_asked_for_but_absent(record):
     message = "010.png: MODEL.MASK_ON needs a 'segmentation' or 'recist' in every annotation. Got one with only bbox"
     with pytest.raises(ValueError, match=message):
@@ -170,6 +261,12 @@ def test_from_config(record):
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = SIZE, SIZE
     train, test = DeepLesionMapper(cfg, is_train=True), DeepLesionMapper(cfg, is_train=False)
     assert [type(a).__name__ for a in train.augmentations.augs] == ["ResizeShortestEdge", "RandomFlip", "RandomAffine"]
+    cfg.INPUT.HU_JITTER.PROB, cfg.INPUT.HU_JITTER.OFFSET = 0.3, 7.0
+    jitter = DeepLesionMapper(cfg, is_train=True).augmentations.augs[3]
+    assert (jitter.prob, jitter.offset, jitter.gain) == (0.3, 7.0, 0.05)
+    assert len(DeepLesionMapper(cfg, is_train=False).augmentations.augs) == 1
+    cfg.INPUT.HU_JITTER.PROB, cfg.INPUT.UNREADABLE_KEY_SLICE = 0.0, "skip"
+    assert DeepLesionMapper(cfg).unreadable_key_slice == "skip"
     assert [type(a).__name__ for a in test.augmentations.augs] == ["ResizeShortestEdge"]
     torch.testing.assert_close(test(record)["image"], mapper(False)(record)["image"])
     cfg.INPUT.RESAMPLING = "thin"

@@ -1,9 +1,12 @@
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a3d_det2.data.weak_masks import recist_ellipse
+from a3d_det2.data import window_hu
+from a3d_det2.data.phantom import random_series, render_slice
+from a3d_det2.data.weak_masks import GrabCutFailed, grabcut_mask, recist_ellipse, weak_mask
 
 
 def test_axes_that_halve_each_other_give_an_ellipse():
@@ -53,3 +56,96 @@ def test_official_rows(official_csv):
     assert np.mean(inside) > 0.98
     expected = [np.pi / 4 * np.prod(lesion["diameters"]) for lesion in lesions]
     assert np.median(np.array(areas) / expected) == pytest.approx(1, abs=0.05)
+
+
+def cross_section(lesion, shape):
+    """(H, W) bool: the ellipse that the phantom draws."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    cos, sin = np.cos(lesion.angle), np.sin(lesion.angle)
+    along = ((columns - lesion.x) * cos + (rows - lesion.y) * sin) / lesion.long
+    across = ((rows - lesion.y) * cos - (columns - lesion.x) * sin) / lesion.short
+    return np.hypot(along, across) <= 1
+
+
+def iou(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+def phantom_lesions(count, size=512):
+    """Lesions with the windowed key slice that they are on."""
+    for index in range(count):
+        series, rows = random_series(index, "train", size=size, intervals=(2.0,), context=2.0, seed=11)
+        image = window_hu(render_slice(series, int(rows[0]["Key_slice_index"])))
+        for lesion in series.blobs:
+            if not lesion.is_vessel:
+                yield image, lesion
+
+
+def test_grabcut_finds_the_lesions_of_the_phantom():
+    overlaps = []
+    for image, lesion in phantom_lesions(20):
+        mask, source = weak_mask(image, lesion.box(), lesion.recist())
+        assert source == "grabcut"
+        assert mask.any()
+        overlaps.append(iou(mask, cross_section(lesion, image.shape)))
+    assert len(overlaps) >= 20
+    assert np.median(overlaps) >= 0.75
+
+
+def test_grabcut_is_deterministic():
+    (image, lesion), *_ = phantom_lesions(1, size=256)
+    first = grabcut_mask(image, lesion.box(), lesion.recist())
+    cv2.setRNGSeed(99)
+    cv2.randu(np.zeros(7), 0, 1)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        assert np.array_equal(grabcut_mask(image, lesion.box(), lesion.recist()), first)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def disc(inside=160, outside=90):
+    rows, columns = np.mgrid[:64, :64]
+    truth = np.hypot(columns - 30, rows - 34) <= 8
+    image = np.where(truth, inside, outside) + np.random.default_rng(0).normal(0, 3, truth.shape)
+    return image, truth, (17, 21, 43, 47), [[22, 34], [38, 34], [30, 26], [30, 42]]
+
+
+def test_grabcut_follows_the_grey_values():
+    image, truth, box, recist = disc()
+    assert iou(grabcut_mask(image, box, recist), truth) > 0.95
+    # Outside the box nothing is lesion, whatever it looks like; the quadrilateral is, whatever it looks like.
+    image[:, 50:] = 160
+    image[34, 30] = 0
+    mask = grabcut_mask(image, box, recist)
+    assert not mask[:, 44:].any()
+    assert mask[34, 30]
+
+
+def test_negative_values_are_clipped_not_wrapped():
+    """Lung is below 0 in the window; cast to 8 bits as it is, -50 would become 206, brighter than any lesion."""
+    image, truth, box, recist = disc(inside=30, outside=-45)
+    mask = grabcut_mask(image, box, recist)
+    assert iou(mask, truth) > 0.95
+    assert np.array_equal(mask, grabcut_mask(image.clip(0), box, recist))
+
+
+def test_an_ellipse_where_grabcut_has_no_background():
+    image, truth, _, recist = disc()
+    with pytest.raises(GrabCutFailed, match=r"GrabCut failed for the box \[0, 0, 63, 63\] in an image of \(64, 64\)"):
+        grabcut_mask(image, [0, 0, 63, 63], recist)
+    mask, source = weak_mask(image, [0, 0, 63, 63], recist)
+    assert source == "ellipse"
+    assert iou(mask, truth) > 0.85
+
+
+def test_a_lesion_of_one_pixel():
+    image, *_ = disc()
+    mask, source = weak_mask(image, [10, 10, 20, 20], [[15, 15]] * 4)
+    assert mask[15, 15]
+
+
+def test_more_than_one_slice():
+    with pytest.raises(ValueError, match=r"one slice of shape \(H, W\). Got \(3, 64, 64\)"):
+        grabcut_mask(np.zeros((3, 64, 64)), [1, 1, 9, 9], [[2, 2]] * 4)

@@ -1,0 +1,104 @@
+import contextlib
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from a3d_det2.data import load_deeplesion
+from a3d_det2.data.coco import to_coco
+from a3d_det2.data.mask_file import MASK_FILE, encode_mask, write_masks
+
+
+@pytest.fixture
+def table(write_csv):
+    return write_csv(
+        {},
+        {"Bounding_boxes": "2, 2, 9, 10"},
+        {"File_name": "000002_01_01_020.png", "Spacing_mm_px_": "0.5, 0.5, NaN", "Possibly_noisy": "1"},
+    )
+
+
+def test_by_hand(table):
+    coco = to_coco(load_deeplesion(table, "root/Images_png", "test"), "root/Images_png")
+    first, second = coco["images"]
+    assert first == {
+        "id": "000001_02_03_014.png",
+        "file_name": "000001_02_03/014.png",
+        "width": 512,
+        "height": 256,
+        "patient": 1,
+        "slice_interval": 5.0,
+        "spacing": [0.7, 0.8],
+        "slice_range": [8, 23],
+    }
+    assert second["slice_interval"] is None
+    assert [a["id"] for a in coco["annotations"]] == [1, 2, 3]
+    assert [a["image_id"] for a in coco["annotations"]] == [first["id"], first["id"], second["id"]]
+    assert coco["annotations"][1] == {
+        "id": 2,
+        "image_id": "000001_02_03_014.png",
+        "category_id": 1,
+        "bbox": [1.0, 1.0, 7.0, 8.0],
+        "area": 56.0,
+        "iscrowd": 0,
+        "row": 1,
+        "recist": [[20.0, 30.0], [40.0, 30.0], [30.0, 25.0], [30.0, 35.0]],
+        "diameters": [20.0, 10.0],
+        "diameters_mm": pytest.approx([14.0, 7.0]),
+        "lesion_type": 5,
+    }
+
+
+@pytest.fixture
+def root(table, tmp_path):
+    mask = np.zeros((256, 512), dtype=bool)
+    mask[20:40, 15:45] = True
+    names = ["000001_02_03_014.png"] * 2 + ["000002_01_01_020.png"]
+    masks = [{"row": i, "image_id": n, "source": "grabcut", **encode_mask(mask)} for i, n in enumerate(names)]
+    write_masks(str(tmp_path / MASK_FILE), masks)
+    return tmp_path
+
+
+def export(repo, root, *options):
+    command = [sys.executable, repo / "datasets" / "export_coco.py", "--root", root, "--output", root / "coco.json"]
+    return subprocess.run([*command, *options], capture_output=True, text=True, cwd=repo)
+
+
+def test_command_and_pycocotools(repo, root):
+    """Perfect detections, under the image ids of an evaluation's results, score 1 in pycocotools."""
+    done = export(repo, root, "--split", "test", "--keep-noisy")
+    assert done.returncode == 0, done.stderr
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(root / "coco.json"))
+        results = [
+            {"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.9}
+            for a in truth.loadAnns(truth.getAnnIds())
+        ]
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+    assert truth.annToMask(truth.anns[1]).sum() == truth.anns[1]["area"] == 600
+
+
+def test_noisy_rows_and_split_files(repo, root):
+    (root / "mine.txt").write_text("1")
+    export(repo, root, "--split", "test")
+    assert len(json.loads((root / "coco.json").read_text())["images"]) == 1
+    done = export(repo, root, "--split", root / "mine.txt", "--keep-noisy")
+    assert "2 key slices with 3 lesions" in done.stdout
+    done = export(repo, root, "--split", "tset")
+    assert done.returncode != 0
+    assert "Unknown split 'tset'" in done.stderr
+
+
+def test_official_rows(official_csv):
+    coco = to_coco(load_deeplesion(str(official_csv), "", "test"), "")
+    assert (len(coco["images"]), len(coco["annotations"])) == (4831, 4927)
+    json.dumps(coco, allow_nan=False)
