@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write a split of DeepLesion as COCO JSON, with RECIST points, diameters, thickness, type and patient beside it.
 
-    python datasets/export_coco.py --root datasets/deeplesion --split test --output deeplesion_test.json
-    python datasets/export_coco.py --root datasets/deeplesion --split datasets/deeplesion/splits/fold1.txt --output f1.json
+python datasets/export_coco.py --root datasets/deeplesion --split test --output deeplesion_test.json
+python datasets/export_coco.py --root datasets/deeplesion --split my_patients.txt --output my_patients.json
 """
 
 import argparse

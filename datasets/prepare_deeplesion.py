@@ -56,7 +56,9 @@ def main() -> None:
             gather(pool, args.source, csv_path, image_root)
             report, masks, packed = prepare(pool, csv_path, image_root, args.pack)
     except BrokenProcessPool:
-        sys.exit("A worker process died, perhaps for lack of memory. Run the same command again: it goes on from there.")
+        sys.exit(
+            "A worker process died, perhaps for lack of memory. Run the same command again: it goes on from there."
+        )
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         sys.exit(str(error))
     print(report.to_text())

@@ -5,11 +5,15 @@
     python tools/benchmark_loader.py --root datasets/deeplesion --split test --workers 0 1 2
 
 Three forms take turns on the same key slices: each neighbour decoded from PNG where it is used (straightforward), each
-PNG decoded once (png), and the packed series (packed). All must give the same pixels. With --whole-sample the times are
-those of the whole mapper in training, with augmentation, instead of the stack of slices.
+PNG decoded once (png), and the packed series (packed). All must give the same pixels. Each is timed in three stages:
+
+    read      the stack of slices in HU is made, and stays in the worker
+    deliver   it is sent to the main process as well, as a data loader does
+    mapper    the mapper makes a sample for training of it, with augmentation and masks; needs Detectron2
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -29,6 +33,7 @@ from a3d_det2.data.packed import packed_path
 
 INTERVAL = 2.0  # mm between the slices of a stack
 FORMS = ("straightforward", "png", "packed")
+STAGES = ("read", "deliver", "mapper")
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=100, help="key slices of each interval (default %(default)s)")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--whole-sample", action="store_true", help="time the whole mapper; needs Detectron2")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="see above")
     parser.add_argument("--json", help="file to write the figures to as well")
     return parser.parse_args()
 
@@ -70,8 +75,8 @@ def straightforward_stack(path: str, num_slices: int, interval: float) -> np.nda
     return np.stack(slices)
 
 
-class Stacks(Dataset):
-    """The slices of each key slice, as a tensor (D, H, W)."""
+class Delivered(Dataset):
+    """The stack of each key slice, as a tensor (D, H, W)."""
 
     def __init__(self, records: list[dict], num_slices: int, form: str):
         self.records, self.num_slices, self.form = records, num_slices, form
@@ -87,7 +92,14 @@ class Stacks(Dataset):
         return torch.from_numpy(stack)
 
 
-class WholeSamples(Stacks):
+class Read(Delivered):
+    """The shape of the stack of each key slice, which is made for it."""
+
+    def __getitem__(self, index: int) -> tuple[int, ...]:
+        return tuple(super().__getitem__(index).shape)
+
+
+class Mapped(Delivered):
     """What the mapper makes of each key slice in training."""
 
     def __init__(self, records: list[dict], num_slices: int, form: str):
@@ -96,7 +108,7 @@ class WholeSamples(Stacks):
         from a3d_det2 import DeepLesionMapper, RandomAffine
 
         super().__init__(records, num_slices, form)
-        stacks = Stacks(records, num_slices, form)
+        stacks = Delivered(records, num_slices, form)
         index = {record["file_name"]: i for i, record in enumerate(records)}
 
         class Mapper(DeepLesionMapper):
@@ -108,7 +120,7 @@ class WholeSamples(Stacks):
             num_slices=num_slices,
             slice_interval=INTERVAL,
             hu_window=(-1024, 2050),
-            augmentations=[T.ResizeShortestEdge(512, 512), T.RandomFlip(), RandomAffine()],
+            augmentations=[T.RandomFlip(), RandomAffine()],
             use_instance_mask=True,
         )
 
@@ -161,27 +173,27 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     records = load_deeplesion(os.path.join(args.root, "DL_info.csv"), os.path.join(args.root, "Images_png"), args.split)
-    kind = WholeSamples if args.whole_sample else Stacks
     rows = []
     for interval in args.intervals:
         chosen = choose(records, interval, args.samples)
-        datasets = {form: kind(chosen, args.num_slices, form) for form in FORMS}
-        stacks = {form: Stacks(chosen, args.num_slices, form) for form in FORMS}
+        stacks = {form: Delivered(chosen, args.num_slices, form) for form in FORMS}
         for i in range(len(chosen)):
             first = stacks["straightforward"][i]
             if not all(torch.equal(stacks[form][i], first) for form in FORMS):
                 raise SystemExit(f"{chosen[i]['file_name']}: the forms give different pixels.")
         size = {form: bytes_read(stacks[form]) for form in FORMS}
-        for workers in args.workers:
+        for stage, workers in itertools.product(args.stages, args.workers):
+            kind = {"read": Read, "deliver": Delivered, "mapper": Mapped}[stage]
             speed = {form: [] for form in FORMS}
-            title = f"{interval} mm, {workers} workers"
+            title = f"{interval} mm, {stage}, {workers} workers"
             for _ in tqdm(range(args.repetitions), desc=title, unit="repetition"):
                 for form in FORMS:
-                    speed[form].append(samples_per_second(datasets[form], workers))
+                    speed[form].append(samples_per_second(kind(chosen, args.num_slices, form), workers))
             median = {form: statistics.median(values) for form, values in speed.items()}
             for form in FORMS:
                 rows.append(
                     {
+                        "stage": stage,
                         "interval_mm": interval,
                         "workers": workers,
                         "form": form,
@@ -189,16 +201,15 @@ def main() -> None:
                         "lowest": min(speed[form]),
                         "highest": max(speed[form]),
                         "ratio": median[form] / median["straightforward"],
-                        "MB_per_sample": size[form] / 1e6,
+                        "MB_read": size[form] / 1e6,
                     }
                 )
-    what = "whole samples" if args.whole_sample else "stacks"
     height, width = chosen[0]["height"], chosen[0]["width"]
-    print(f"{what} of {args.num_slices} slices, {height} x {width}; medians of {args.repetitions}, same pixels")
+    print(f"{args.num_slices} slices, {height} x {width}; medians of {args.repetitions}, same pixels")
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g"))
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
-            json.dump({"what": what, "machine": platform.platform(), "cpus": os.cpu_count(), "rows": rows}, f, indent=1)
+            json.dump({"machine": platform.platform(), "cpus": os.cpu_count(), "rows": rows}, f, indent=1)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     pip install blosc2 zarr lmdb
     python tools/compare_formats.py --image-root datasets/deeplesion/Images_png --series 12
 
-Every format holds each slice as one chunk with Zstandard and bit shuffling. The formats take turns on the same stacks of
-7 slices, every second one; the files of a series are opened anew for each stack.
+Every format holds each slice as one chunk with Zstandard and bit shuffling. The formats take turns on the same stacks
+of 7 slices, every second one; the files of a series are opened anew for each stack.
 """
 
 import argparse

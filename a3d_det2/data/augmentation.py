@@ -58,6 +58,24 @@ class AffineTransform(Transform):
         return slices.transpose(1, 2, 0)
 
 
+class ResizeIfNeeded(T.Augmentation):
+    """A resize that leaves an image of the right size alone; interpolating it would change nothing and take its time.
+
+    Args:
+        resize: an augmentation whose transforms are Detectron2's ResizeTransform.
+    """
+
+    def __init__(self, resize: T.Augmentation):
+        super().__init__()
+        self.resize = resize
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        transform = self.resize.get_transform(image)
+        if isinstance(transform, T.ResizeTransform) and (transform.new_h, transform.new_w) == image.shape[:2]:
+            return T.NoOpTransform()
+        return transform
+
+
 class RandomAffine(T.Augmentation):
     """Joint random shift, scale and rotation about the image centre, each drawn uniformly.
 

@@ -12,7 +12,7 @@ def to_coco(records: list[dict], image_root: str) -> dict:
 
     Returns:
         a dict that ``json.dump`` and ``pycocotools.coco.COCO`` take.
-            images: id (File_name of the csv, as in the results of an evaluation), file_name, width, height, and patient,
+            images: id (File_name of the csv, as in the results of an evaluation), file_name, width, height, patient,
                 slice_interval (mm; null where the file has no positive one), spacing (mm), slice_range.
             annotations: id, image_id, category_id (1), bbox (x, y, width, height with width = x2 - x1, as in
                 ``coco_instances_results.json``), area of the mask or else the box, iscrowd, segmentation (RLE) where

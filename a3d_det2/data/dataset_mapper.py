@@ -9,7 +9,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 
-from .augmentation import RandomAffine, RandomHUJitter
+from .augmentation import RandomAffine, RandomHUJitter, ResizeIfNeeded
 from .once import OncePerFile
 from .png import UnreadableSlice
 from .recist import is_recist_box, transform_recist_box
@@ -75,7 +75,10 @@ class DeepLesionMapper:
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
-        augmentations = utils.build_augmentation(cfg, is_train)
+        augmentations = [
+            ResizeIfNeeded(augmentation) if isinstance(augmentation, T.ResizeShortestEdge) else augmentation
+            for augmentation in utils.build_augmentation(cfg, is_train)
+        ]
         if is_train and cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         if is_train and cfg.INPUT.AFFINE.PROB > 0:
@@ -132,14 +135,13 @@ class DeepLesionMapper:
 
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
-        image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (H, W, D) -> (D, H, W)
-        dataset_dict["image"] = torch.from_numpy(window_hu(image, self.hu_window))
+        image = aug_input.image.transpose(2, 0, 1)  # (H, W, D) -> (D, H, W)
+        dataset_dict["image"] = torch.empty(image.shape)
+        window_hu(image, self.hu_window, out=dataset_dict["image"].numpy())
 
         annotations = dataset_dict.pop("annotations", [])
         if self.is_train:
-            dataset_dict["instances"] = self._instances(
-                annotations, transforms, image.shape[1:], dataset_dict
-            )
+            dataset_dict["instances"] = self._instances(annotations, transforms, image.shape[1:], dataset_dict)
         return dataset_dict
 
     def _load(self, dataset_dict: dict) -> np.ndarray:

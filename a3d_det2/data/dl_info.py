@@ -1,4 +1,4 @@
-"""The rows of DL_info.csv: one lesion each, parsed on demand; a malformed value is an error that says where it stands."""
+"""The rows of DL_info.csv, one lesion each; a malformed value is an error that says where it stands."""
 
 import csv
 import math

@@ -173,7 +173,9 @@ def _check_row(row: Row, record: dict) -> Iterable[Finding]:
         expected = recist_box(lesion["recist"])
         if max(abs(a - b) for a, b in zip(expected, lesion["bbox"], strict=True)) > 1:
             text = ", ".join(f"{value + 1:g}" for value in expected)
-            yield Finding("box_and_recist", where, f"{row.image_id}: expected {text}, got {row.values['Bounding_boxes']}")
+            yield Finding(
+                "box_and_recist", where, f"{row.image_id}: expected {text}, got {row.values['Bounding_boxes']}"
+            )
 
 
 def _number(record: dict) -> int:

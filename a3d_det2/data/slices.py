@@ -89,11 +89,10 @@ def load_slice_stack(
     if resampling not in RESAMPLING:
         raise ValueError(f"Unknown resampling {resampling!r}. Choose one of {', '.join(RESAMPLING)}.")
     neighbourhood = _Neighbourhood(path, slice_range, packed, on_damage)
-    key_slice = neighbourhood.key_slice
-    stack = np.empty((num_slices, *key_slice.shape), dtype=np.float32)
+    stack = np.empty((num_slices, *neighbourhood.key_slice.shape), dtype=np.float32)
     if not (math.isfinite(slice_interval) and slice_interval > 0):
         _warn_bad_interval(path, slice_interval)
-        stack[:] = key_slice
+        stack[:] = to_hu(neighbourhood.key_slice)
         return stack
     for image, (near, far, fraction) in zip(
         stack, _positions(num_slices // 2, target_interval / slice_interval, resampling), strict=True
@@ -148,22 +147,23 @@ class _Neighbourhood:
             on_damage(packed_path(folder), f"{error} The PNG files are read instead.")
             self._series = PngSeries(folder)
         if self._key in self._series.numbers:
-            self.key_slice = to_hu(self._series.read(self._key))
+            self.key_slice = self._series.read(self._key)
         else:
-            self.key_slice = read_slice(key_path)  # which says what is wrong with it
+            self.key_slice = read_png(key_path)  # which says what is wrong with it
         self._images = {0: self.key_slice}
         self._offsets = sorted({0, *(number - self._key for number in self._series.numbers)})
         self._damaged: set[int] = set()
 
     def interpolate(self, near: int, far: int, fraction: float, out: np.ndarray) -> None:
-        """near * (1 - fraction) + far * fraction, into ``out``."""
+        """near * (1 - fraction) + far * fraction in HU, into ``out``."""
         low = self._nearest(near)
         high = self._nearest(far) if fraction else low
-        if high is low:
-            out[:] = low
-        else:
-            np.multiply(low, np.float32(1 - fraction), out=out)
-            out += high * np.float32(fraction)
+        to_hu(low, out)
+        if high is not low:
+            out *= np.float32(1 - fraction)
+            weighted = to_hu(high)
+            weighted *= np.float32(fraction)
+            out += weighted
 
     def _nearest(self, offset: int) -> np.ndarray:
         """The slice itself, or where it is not to be had, the next one towards the key slice."""
@@ -197,7 +197,7 @@ class _Neighbourhood:
                 f"{self._series.path(number)}: expected the size of the key slice {self._key}, "
                 f"{self.key_slice.shape}, got {stored.shape}."
             )
-        return to_hu(stored)
+        return stored
 
     def _report_missing(self, offset: int) -> None:
         number = self._key + offset
@@ -223,12 +223,13 @@ def _warn_bad_interval(path: str, slice_interval: float) -> None:
         )
 
 
-def window_hu(hu: np.ndarray, window: tuple[float, float] = (-1024, 2050)) -> np.ndarray:
+def window_hu(hu: np.ndarray, window: tuple[float, float] = (-1024, 2050), out: np.ndarray | None = None) -> np.ndarray:
     """Clip to the HU window and map it linearly to [-50, 205], the range of the published models (Sec. 3.1).
 
     Args:
         hu: any shape, in HU.
         window: lowest and highest HU, lowest first.
+        out: float32 of the same shape to write into; None makes a new array.
 
     Returns:
         float32 of the same shape.
@@ -239,8 +240,8 @@ def window_hu(hu: np.ndarray, window: tuple[float, float] = (-1024, 2050)) -> np
     low, high = window
     if not low < high:
         raise ValueError(f"The HU window must be (low, high) with low < high. Got {tuple(window)} instead!")
-    # In place: a stack is several MB, and each pass over it costs.
-    scaled = np.clip(hu, low, high, dtype=np.float32)
+    # In place: a stack is several MB, and new memory costs more than the arithmetic.
+    scaled = np.clip(hu, low, high, out=out, dtype=np.float32)
     scaled -= np.float32(low)
     scaled *= np.float32(255.0 / (high - low))
     scaled -= np.float32(50.0)

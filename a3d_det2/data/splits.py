@@ -65,11 +65,8 @@ class _Choice:
         column, equals, values = text.partition("=")
         self._column = column.strip() if equals else None
         self._values = {value.strip() for value in values.split(",")}
-        if equals:
-            valid = self._column and all(self._values)
-        else:
-            valid = text.isdecimal() or text.endswith(".png")
-        if not valid:
+        is_column = self._column and all(self._values)
+        if not (is_column if equals else text.isdecimal() or text.endswith(".png")):
             raise ValueError(
                 f"{self}: expected a patient such as 17, a file name such as 000001_01_01_109.png, or COLUMN = VALUES, "
                 f"got {text!r}."

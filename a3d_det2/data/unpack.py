@@ -44,7 +44,9 @@ def find_sources(folders: list[str]) -> tuple[list[str], dict[str, str], list[st
                     path = os.path.join(folder, name)
                     other = series.setdefault(name, path)
                     if os.path.realpath(other) != os.path.realpath(path):
-                        raise ValueError(f"Series {name} lies in {other} and in {path}. Put its slices into one folder.")
+                        raise ValueError(
+                            f"Series {name} lies in {other} and in {path}. Put its slices into one folder."
+                        )
             zips += [os.path.join(folder, name) for name in sorted(names) if name.endswith(".zip")]
             tables += [os.path.join(folder, name) for name in names if name == "DL_info.csv"]
     return zips, series, tables

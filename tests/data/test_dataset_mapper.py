@@ -260,14 +260,14 @@ def test_from_config(record):
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (SIZE,), SIZE
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = SIZE, SIZE
     train, test = DeepLesionMapper(cfg, is_train=True), DeepLesionMapper(cfg, is_train=False)
-    assert [type(a).__name__ for a in train.augmentations.augs] == ["ResizeShortestEdge", "RandomFlip", "RandomAffine"]
+    assert [type(a).__name__ for a in train.augmentations.augs] == ["ResizeIfNeeded", "RandomFlip", "RandomAffine"]
     cfg.INPUT.HU_JITTER.PROB, cfg.INPUT.HU_JITTER.OFFSET = 0.3, 7.0
     jitter = DeepLesionMapper(cfg, is_train=True).augmentations.augs[3]
     assert (jitter.prob, jitter.offset, jitter.gain) == (0.3, 7.0, 0.05)
     assert len(DeepLesionMapper(cfg, is_train=False).augmentations.augs) == 1
     cfg.INPUT.HU_JITTER.PROB, cfg.INPUT.UNREADABLE_KEY_SLICE = 0.0, "skip"
     assert DeepLesionMapper(cfg).unreadable_key_slice == "skip"
-    assert [type(a).__name__ for a in test.augmentations.augs] == ["ResizeShortestEdge"]
+    assert [type(a).__name__ for a in test.augmentations.augs] == ["ResizeIfNeeded"]
     torch.testing.assert_close(test(record)["image"], mapper(False)(record)["image"])
     cfg.INPUT.RESAMPLING = "thin"
     assert (train.resampling, DeepLesionMapper(cfg).resampling) == ("linear", "thin")

@@ -6,6 +6,7 @@ import pytest
 from a3d_det2.data import load_deeplesion
 from a3d_det2.data.phantom import COLUMNS
 
+
 def test_one_row_by_hand(write_csv):
     assert load_deeplesion(write_csv({}), "root", "test") == [
         {

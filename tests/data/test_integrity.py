@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from a3d_det2.data.integrity import KINDS, OFFICIAL_COUNTS, check_annotations
-
 from tests.damage import Dataset, make_8_bit, resize, truncate
 
 

@@ -32,7 +32,7 @@ def series(tmp_path, write_slice):
 
 
 def test_same_bits(series):
-    path, folder = series
+    _, folder = series
     opened = open_series(folder)
     assert isinstance(opened, PackedSeries)
     assert opened.numbers == NUMBERS
@@ -61,7 +61,7 @@ def test_blosc2_alone_reads_it(series):
 
 
 def test_the_loader_takes_it(series, monkeypatch):
-    path, folder = series
+    _, folder = series
     png = load_slice_stack(f"{folder}/009.png", 5, 1.5, packed=False)
     monkeypatch.setattr(a3d_det2.data.series, "read_png", None)  # nothing else is read
     assert np.array_equal(load_slice_stack(f"{folder}/009.png", 5, 1.5), png)

@@ -142,7 +142,7 @@ def test_an_ellipse_where_grabcut_has_no_background():
 
 def test_a_lesion_of_one_pixel():
     image, *_ = disc()
-    mask, source = weak_mask(image, [10, 10, 20, 20], [[15, 15]] * 4)
+    mask, _ = weak_mask(image, [10, 10, 20, 20], [[15, 15]] * 4)
     assert mask[15, 15]
 
 
