@@ -14,9 +14,13 @@ setup(
         "numpy",
         "opencv-python-headless",
         "pillow",
+        "pycocotools",
         "tabulate",
         "torch",
         "tqdm",
     ],
-    extras_require={"dev": ["hypothesis", "pytest", "ruff", "torchvision"]},
+    extras_require={
+        "packed": ["blosc2"],  # to read and write Images_packed
+        "dev": ["blosc2", "hypothesis", "pytest", "ruff", "torchvision"],
+    },
 )

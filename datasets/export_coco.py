@@ -1,8 +1,10 @@
 #!/usr/bin/env python
 """Write a split of DeepLesion as COCO JSON, with RECIST points, diameters, thickness, type and patient beside it.
 
-python datasets/export_coco.py --root datasets/deeplesion --split test --output deeplesion_test.json
-python datasets/export_coco.py --root datasets/deeplesion --split my_patients.txt --output my_patients.json
+    python datasets/export_coco.py --root datasets/deeplesion --split test --output deeplesion_test.json
+    python datasets/export_coco.py --root datasets/deeplesion --split my_patients.txt --output my_patients.json
+
+Image ids are File_name of the csv, as in the coco_instances_results.json of an evaluation.
 """
 
 import argparse

@@ -137,6 +137,6 @@ def _import_blosc2():
         import blosc2
     except ImportError as error:
         raise ImportError(
-            f"{PACKED_DIR} needs Blosc2: pip install blosc2, or remove the folder to read the PNG files instead."
+            f"{PACKED_DIR} needs Blosc2: pip install blosc2 (or a3d_det2[packed]), or remove the folder to read the PNG files instead."
         ) from error
     return blosc2

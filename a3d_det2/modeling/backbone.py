@@ -224,7 +224,7 @@ def _operator_options(cfg) -> dict:
             f"MODEL.A3D.THICKNESS_AWARE is an option of the operator a3d (alignshift always is). Got {op!r} instead!"
         )
     uses_thickness = thickness_aware or op == "alignshift"
-    if uses_thickness != (cfg.INPUT.RESAMPLING == "thin") and op != "a3d":
+    if uses_thickness != (cfg.INPUT.RESAMPLING in ("thin", "none")) and op != "a3d":
         log_first_n(
             logging.WARNING,
             f"MODEL.A3D.OPERATOR is {op!r} and INPUT.RESAMPLING {cfg.INPUT.RESAMPLING!r}. The published setup has "
