@@ -18,6 +18,8 @@ The same data give the same files, whatever the number of workers. Exit status 0
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -52,7 +54,7 @@ def main() -> None:
     csv_path, image_root = os.path.join(args.output, "DL_info.csv"), os.path.join(args.output, "Images_png")
     os.makedirs(args.output, exist_ok=True)
     try:
-        with ProcessPoolExecutor(args.workers, initializer=_start_worker) as pool:
+        with _alone(args.output), ProcessPoolExecutor(args.workers, initializer=_start_worker) as pool:
             gather(pool, args.source, csv_path, image_root)
             report, masks, packed = prepare(pool, csv_path, image_root, args.pack)
     except BrokenProcessPool:
@@ -118,6 +120,21 @@ def prepare(
         json.dump(report.to_dict(), f, indent=1)
     os.replace(os.path.join(root, "check.json.part"), os.path.join(root, "check.json"))
     return report, Counter(mask["source"] for mask in masks), Counter(result["packed"] for result in results)
+
+
+@contextlib.contextmanager
+def _alone(root: str):
+    """Wait for another run, or what is left of one that was killed."""
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"Another run is at work on {root}; waiting for its end.", flush=True)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def _remove_parts(root: str) -> None:

@@ -261,7 +261,11 @@ def inspect_series(series: SeriesAnnotations, image_root: str, packed: bool = Tr
 
 
 def _short(error: Exception, image_root: str) -> str:
-    return str(error).replace(os.path.abspath(os.path.dirname(image_root)), "").replace(image_root, "").lstrip("/")
+    """The message with paths relative to the dataset, the same wherever it lies and however it was named."""
+    root, message = os.path.dirname(image_root), str(error)
+    for prefix in (os.path.abspath(root), root):
+        message = message.replace(os.path.join(prefix, ""), "") if prefix else message
+    return message
 
 
 @dataclass
