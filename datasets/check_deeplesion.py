@@ -16,6 +16,7 @@ from functools import partial
 from tqdm import tqdm
 
 from a3d_det2.data.integrity import Report, check_annotations, group_by_series, inspect_series
+from a3d_det2.data.preparation import start_worker
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +33,7 @@ def main() -> None:
     annotations = check_annotations(os.path.join(args.root, "DL_info.csv"))
     series = group_by_series(annotations.records)
     inspect = partial(inspect_series, image_root=os.path.join(args.root, "Images_png"))
-    with ProcessPoolExecutor(args.workers) as pool:
+    with ProcessPoolExecutor(args.workers, initializer=start_worker) as pool:
         inspected = list(tqdm(pool.map(inspect, series), total=len(series), desc="check", unit="series"))
     findings = [finding for findings in inspected for finding in findings]
     report = Report(annotations, len(series), annotations.findings + findings)

@@ -10,6 +10,7 @@ Image ids are File_name of the csv, as in the coco_instances_results.json of an 
 import argparse
 import json
 import os
+import sys
 
 from a3d_det2.data.coco import to_coco
 from a3d_det2.data.deeplesion import load_deeplesion
@@ -29,13 +30,16 @@ def main() -> None:
     args = parse_args()
     image_root = os.path.join(args.root, "Images_png")
     masks = os.path.join(args.root, MASK_FILE)
-    records = load_deeplesion(
-        os.path.join(args.root, "DL_info.csv"),
-        image_root,
-        args.split,
-        drop_noisy=not args.keep_noisy,
-        mask_path=masks if os.path.exists(masks) else None,
-    )
+    try:
+        records = load_deeplesion(
+            os.path.join(args.root, "DL_info.csv"),
+            image_root,
+            args.split,
+            drop_noisy=not args.keep_noisy,
+            mask_path=masks if os.path.exists(masks) else None,
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"{error}")
     coco = to_coco(records, image_root)
     with open(args.output, "w", encoding="utf-8") as f:
         json.dump(coco, f, allow_nan=False)

@@ -4,15 +4,15 @@
     python datasets/prepare_deeplesion.py --source ~/Downloads/DeepLesion --output datasets/deeplesion
     python datasets/prepare_deeplesion.py --output datasets/deeplesion --pack    # Images_png is there already
 
---source takes folders and zip files, nested in any way, with DL_info.csv among them. Folders of slices are linked, not
-copied. It writes to --output
+--source takes DL_info.csv, zip files, and folders that hold them or folders of slices at any depth. Folders of slices
+are linked, not copied. It writes to --output
 
     DL_info.csv, Images_png/            as configs expect them
     weak_masks.json                     a mask for every lesion: GrabCut, or an ellipse where that fails
     Images_packed/                      with --pack: the slices again, to be read several times faster
     check.json                          what is wrong with the data, as datasets/check_deeplesion.py reports it
     prepare.jsonl                       what is done; a run that was killed goes on from there, and a later one looks
-                                        only at what has changed
+                                        only at files whose names or sizes have changed (--again: at all)
 
 The same data give the same files, whatever the number of workers. Exit status 0: training can start.
 """
@@ -21,22 +21,19 @@ import argparse
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import sys
-import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-import cv2
 from tqdm import tqdm
 
 from a3d_det2.data.integrity import Report, check_annotations
 from a3d_det2.data.mask_file import MASK_FILE, write_masks
-from a3d_det2.data.packed import PACKED_DIR
-from a3d_det2.data.preparation import Journal, findings_of, make_jobs, prepare_series
+from a3d_det2.data.packed import PACKED_DIR, import_blosc2
+from a3d_det2.data.preparation import Journal, findings_of, make_jobs, prepare_series, start_worker
 from a3d_det2.data.unpack import DamagedArchive, find_sources, link_series, series_in_zip, unpack_series
 
 
@@ -45,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--source", nargs="+", default=[], help="what was downloaded: folders, zip files")
     parser.add_argument("--output", required=True, help="$DETECTRON2_DATASETS/deeplesion")
     parser.add_argument("--pack", action="store_true", help=f"write {PACKED_DIR} as well; needs blosc2")
+    parser.add_argument("--again", action="store_true", help="whatever was done before, look at every slice")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     return parser.parse_args()
 
@@ -52,43 +50,50 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     csv_path, image_root = os.path.join(args.output, "DL_info.csv"), os.path.join(args.output, "Images_png")
-    os.makedirs(args.output, exist_ok=True)
     try:
-        with _alone(args.output), ProcessPoolExecutor(args.workers, initializer=_start_worker) as pool:
-            gather(pool, args.source, csv_path, image_root)
-            report, masks, packed = prepare(pool, csv_path, image_root, args.pack)
+        if args.pack:
+            import_blosc2()
+        os.makedirs(image_root, exist_ok=True)
+        with _alone(args.output), ProcessPoolExecutor(args.workers, initializer=start_worker) as pool:
+            try:
+                gather(pool, args.source, csv_path, image_root)
+                report, masks, packed = prepare(pool, csv_path, image_root, args.pack, args.again)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     except BrokenProcessPool:
-        sys.exit(
-            "A worker process died, perhaps for lack of memory. Run the same command again: it goes on from there."
-        )
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
-        sys.exit(str(error))
+        sys.exit("A worker died, perhaps for lack of memory. Run the same command again: it goes on from there.")
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"{error}")
     print(report.to_text())
     print(f"Weak masks: {', '.join(f'{count} {source}' for source, count in sorted(masks.items())) or 'none'}")
-    if args.pack:
-        print(f"Series packed: {', '.join(f'{count} {state}' for state, count in sorted(packed.items()))}")
+    print(f"Series packed: {', '.join(f'{count} {state}' for state, count in sorted(packed.items())) or 'none'}")
     sys.exit(0 if report.can_train else 1)
 
 
-def gather(pool: ProcessPoolExecutor, sources: list[str], csv_path: str, image_root: str) -> None:
+def gather(pool: ProcessPoolExecutor, paths: list[str], csv_path: str, image_root: str) -> None:
     """Bring the csv and all slices to where they belong."""
     _remove_parts(os.path.dirname(csv_path))
-    zips, folders, tables = find_sources(sources)
-    if not os.path.exists(csv_path):
-        if not tables:
-            raise FileNotFoundError(f"{csv_path} is not there, and no DL_info.csv in --source {' '.join(sources)}.")
-        shutil.copyfile(tables[0], f"{csv_path}.part")
-        os.replace(f"{csv_path}.part", csv_path)
-    os.makedirs(image_root, exist_ok=True)
-    for folder in folders.values():
+    sources = find_sources(paths)
+    _copy_table(sources.tables, csv_path)
+    for folder in sources.series.values():
         link_series(folder, image_root)
-    jobs, damaged = [], []
-    for path in zips:
+    futures, damaged, linked = [], [], set()
+    for path in sources.zips:
         try:
-            jobs += [(path, members, image_root) for members in series_in_zip(path).values()]
+            members = series_in_zip(path)
         except DamagedArchive as error:
             damaged.append(str(error))
-    futures = [pool.submit(unpack_series, *job) for job in jobs]
+            continue
+        for series, names in members.items():
+            if os.path.islink(os.path.join(image_root, series)):
+                linked.add(series)  # unpacking would write into a folder that is not ours
+            else:
+                futures.append(pool.submit(unpack_series, path, names, image_root))
+    if linked:
+        print(
+            f"{len(linked)} series ({min(linked)} is the first) are linked from folders; not unpacked from zip files."
+        )
     for future in tqdm(as_completed(futures), total=len(futures), desc="unpack", unit="series", disable=not futures):
         try:
             future.result()
@@ -98,14 +103,30 @@ def gather(pool: ProcessPoolExecutor, sources: list[str], csv_path: str, image_r
         raise ValueError("\n".join(sorted(damaged)))
 
 
+def _copy_table(tables: list[str], csv_path: str) -> None:
+    """Copy the one csv there is, unless it is in place."""
+    contents = {}
+    for path in [csv_path, *tables]:
+        if os.path.exists(path):
+            with open(path, "rb") as f:
+                contents.setdefault(f.read(), path)
+    if not contents:
+        raise FileNotFoundError(f"{csv_path} is not there, and there is no DL_info.csv in --source.")
+    if len(contents) > 1:
+        raise ValueError(f"{' and '.join(contents.values())} differ. Leave the one to use, or remove {csv_path}.")
+    if not os.path.exists(csv_path):
+        shutil.copyfile(tables[0], f"{csv_path}.part")
+        os.replace(f"{csv_path}.part", csv_path)
+
+
 def prepare(
-    pool: ProcessPoolExecutor, csv_path: str, image_root: str, pack: bool
+    pool: ProcessPoolExecutor, csv_path: str, image_root: str, pack: bool, again: bool
 ) -> tuple[Report, Counter[str], Counter[str]]:
     """Verify, mask and pack; returns the report, and how many masks and series there are of each kind."""
     root = os.path.dirname(csv_path)
     annotations = check_annotations(csv_path)
     journal = Journal(os.path.join(root, "prepare.jsonl"))
-    jobs = make_jobs(annotations.records, image_root, pack, journal.results)
+    jobs = make_jobs(annotations.records, image_root, pack, {} if again else journal.results)
     futures = [pool.submit(prepare_series, job) for job in jobs]
     for future in tqdm(as_completed(futures), total=len(futures), desc="prepare", unit="series"):
         journal.append(future.result())
@@ -149,17 +170,6 @@ def _remove_parts(root: str) -> None:
             for name in os.listdir(entry.path):
                 if name.endswith(".part"):
                     os.remove(os.path.join(entry.path, name))
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)  # the workers share the cores
-    # A process that is killed leaves its workers behind, waiting for ever.
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 if __name__ == "__main__":

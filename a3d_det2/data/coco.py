@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterable
 
 
 def to_coco(records: list[dict], image_root: str) -> dict:
@@ -30,7 +31,7 @@ def to_coco(records: list[dict], image_root: str) -> dict:
                 "height": record["height"],
                 "patient": record["patient"],
                 "slice_interval": interval if 0 < interval < math.inf else None,
-                "spacing": [value if math.isfinite(value) else None for value in record["spacing"]],
+                "spacing": _finite(record["spacing"]),
                 "slice_range": list(record["slice_range"]),
             }
         )
@@ -42,7 +43,6 @@ def to_coco(records: list[dict], image_root: str) -> dict:
 
 def _annotation(lesion: dict, spacing: tuple[float, float]) -> dict:
     x1, y1, x2, y2 = lesion["bbox"]
-    in_mm = [diameter * spacing[0] for diameter in lesion["diameters"]]
     annotation = {
         "category_id": 1,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
@@ -50,8 +50,8 @@ def _annotation(lesion: dict, spacing: tuple[float, float]) -> dict:
         "iscrowd": 0,
         "row": lesion["row"],
         "recist": [list(point) for point in lesion["recist"]],
-        "diameters": list(lesion["diameters"]),
-        "diameters_mm": [value if math.isfinite(value) else None for value in in_mm],
+        "diameters": _finite(lesion["diameters"]),
+        "diameters_mm": _finite(diameter * spacing[0] for diameter in lesion["diameters"]),
         "lesion_type": lesion["lesion_type"],
     }
     if "segmentation" in lesion:
@@ -60,3 +60,8 @@ def _annotation(lesion: dict, spacing: tuple[float, float]) -> dict:
         annotation["segmentation"] = lesion["segmentation"]
         annotation["area"] = int(mask.area(lesion["segmentation"]))
     return annotation
+
+
+def _finite(values: Iterable[float]) -> list[float | None]:
+    """JSON has no NaN."""
+    return [value if math.isfinite(value) else None for value in values]

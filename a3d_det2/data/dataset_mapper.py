@@ -167,11 +167,7 @@ class DeepLesionMapper:
                 annotation.pop("segmentation", None)
             elif "segmentation" not in annotation:
                 annotation["segmentation"] = self._outline(annotation, dataset_dict["file_name"])
-            elif self.mask_format == "polygon" and isinstance(annotation["segmentation"], dict):
-                raise ValueError(
-                    f"{dataset_dict['file_name']}: its masks are run-length encoded; set INPUT.MASK_FORMAT to "
-                    "'bitmask'. Got 'polygon' instead!"
-                )
+            self._check_mask(annotation, dataset_dict)
             self._transform(annotation, transforms, image_size, (dataset_dict["height"], dataset_dict["width"]))
         instances = utils.annotations_to_instances(annotations, image_size, mask_format=self.mask_format)
         instances = utils.filter_empty_instances(instances)
@@ -187,6 +183,21 @@ class DeepLesionMapper:
         # The points name pixels as boxes do; masks have no such shift to undo.
         return [recist_ellipse(annotation["recist"]).ravel() + 0.5]
 
+    def _check_mask(self, annotation: dict, dataset_dict: dict) -> None:
+        mask, image_size = annotation.get("segmentation"), (dataset_dict["height"], dataset_dict["width"])
+        if not isinstance(mask, dict):
+            return
+        if self.mask_format == "polygon":
+            raise ValueError(
+                f"{dataset_dict['file_name']}: its masks are run-length encoded; set INPUT.MASK_FORMAT to 'bitmask'. "
+                "Got 'polygon' instead!"
+            )
+        size = tuple(mask["size"])
+        if size != image_size:
+            raise ValueError(
+                f"{dataset_dict['file_name']}: expected masks of its size {image_size}, got one of {size}."
+            )
+
     def _transform(
         self,
         annotation: dict,
@@ -200,5 +211,6 @@ class DeepLesionMapper:
         utils.transform_instance_annotations(annotation, transforms, image_size)
         recist = annotation.get("recist")
         if recist is not None and is_recist_box(box, recist, original_size):
-            moved = transform_recist_box(np.array(recist) + 0.5, transforms.apply_coords)
-            annotation["bbox"] = np.clip(moved, 0, [*image_size[::-1]] * 2)
+            annotation["bbox"] = transform_recist_box(np.array(recist) + 0.5, transforms.apply_coords)
+        # From the centre of the first pixel to that of the last.
+        annotation["bbox"] = np.clip(annotation["bbox"], 0.5, np.array([*image_size[::-1]] * 2) - 0.5)

@@ -21,7 +21,7 @@ def load_deeplesion(
         csv_path: path of DL_info.csv.
         image_root: folder with the slices, ``Images_png``: slice 109 of series 000001_01_01 is
             ``image_root/000001_01_01/109.png``.
-        split: "train", "val" or "test", or the path of a split file; see :func:`read_split_file`.
+        split: "train", "val" or "test", or the path of a split file; see :class:`.SplitFile`.
         drop_noisy: leave out rows marked ``Possibly_noisy``, as the published evaluation does.
         mask_path: a ``weak_masks.json``, see :mod:`.mask_file`; None reads no masks.
 
@@ -58,7 +58,7 @@ def load_deeplesion(
         if (record["width"], record["height"]) != (key_slice["width"], key_slice["height"]):
             raise row.error("Image_size", "what the row above says of the same File_name")
         lesion = row.lesion()
-        segmentation = None if masks is None else masks.segmentation(row)
+        segmentation = None if masks is None else masks.segmentation(row, lesion)
         if segmentation is not None:
             lesion["segmentation"] = segmentation
         record["annotations"].append(lesion)
@@ -102,17 +102,16 @@ def register_all_deeplesion(root: str) -> None:
     """Register what lies under ``root``, ``$DETECTRON2_DATASETS``.
 
     deeplesion_{train,val,test} and phantom_{train,val,test}, and for each split file ``deeplesion/splits/NAME.txt`` or
-    ``phantom/splits/NAME.txt``, deeplesion_NAME or phantom_NAME.
-
-    Raises:
-        ValueError: if a split file has the name of one of the file's own splits.
+    ``phantom/splits/NAME.txt``, deeplesion_NAME or phantom_NAME. A file called as one of the csv's own splits is left
+    out, with a warning.
     """
     for dataset in ("deeplesion", "phantom"):
         folder = os.path.join(root, dataset)
         custom = split_files(os.path.join(folder, "splits"))
-        taken = sorted(set(custom) & set(SPLITS))
-        if taken:
-            raise ValueError(f"{custom[taken[0]]}: {dataset}_{taken[0]} is taken by the csv's own split; rename it.")
-        for name, split in {**{name: name for name in SPLITS}, **custom}.items():
+        for name in sorted(set(custom) & set(SPLITS)):
+            logging.getLogger(__name__).warning(
+                f"{custom[name]}: left out, as {dataset}_{name} is the csv's own split; rename it."
+            )
+        for name, split in {**custom, **{name: name for name in SPLITS}}.items():
             csv_path, image_root = os.path.join(folder, "DL_info.csv"), os.path.join(folder, "Images_png")
             register_deeplesion(f"{dataset}_{name}", csv_path, image_root, split)

@@ -99,6 +99,9 @@ class Row:
         width, height = self._numbers("Image_size", 2, int)
         if width < 1 or height < 1:
             raise self.error("Image_size", "a positive width and height")
+        first, last = self._numbers("Slice_range", 2, int)
+        if not 0 <= first <= last < 100_000:
+            raise self.error("Slice_range", "the numbers of the first and last slice")
         return {
             "file_name": os.path.join(image_root, series, number + extension),
             "image_id": self.image_id,
@@ -107,7 +110,7 @@ class Row:
             "patient": self.patient,
             "slice_interval": slice_interval,
             "spacing": (x_spacing, y_spacing),
-            "slice_range": tuple(self._numbers("Slice_range", 2, int)),
+            "slice_range": (first, last),
             "annotations": [],
         }
 

@@ -6,15 +6,19 @@ they found together.
 
 import math
 import os
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from .dl_info import SPLITS, Row, read_rows
-from .packed import PACKED_DIR
+from .packed import PackedSeries, packed_path
 from .png import NotSixteenBit, UnreadableSlice
 from .recist import recist_box
-from .series import open_series
+from .series import PngSeries
+from .splits import split_files
 
 # Key slices and lesions of the official file, with all rows and without those marked Possibly_noisy.
 OFFICIAL_COUNTS = {
@@ -29,12 +33,17 @@ PIXEL_SIZES = (0.15, 1.5)
 # Kind of finding -> whether it keeps training from starting, and what it means.
 KINDS = {
     "csv": (True, "DL_info.csv cannot be read"),
+    "empty": (True, "no lesion to train on: no rows, or none in the train split and no split file beside the csv"),
     "row": (True, "rows with a malformed value, such as a box whose corners are swapped"),
     "key_slice_missing": (True, "key slices that are not on disk"),
     "key_slice_unreadable": (True, "key slices that are no complete PNG"),
     "key_slice_8_bit": (True, "key slices that are not 16-bit"),
     "key_slice_size": (True, "key slices whose size disagrees with the csv"),
-    "packed": (True, "packed series that are damaged"),
+    "packed_damaged": (True, "packed series that are damaged"),
+    "packed_outdated": (
+        True,
+        "packed series that differ from the PNG files; prepare_deeplesion.py --again packs them again",
+    ),
     "patient_in_two_splits": (True, "patients in two splits"),
     "neighbour_missing": (False, "slices within a Slice_range that are not on disk; others take their places"),
     "neighbour_unreadable": (False, "slices that are no complete PNG; others take their places"),
@@ -109,6 +118,8 @@ def check_annotations(csv_path: str) -> Annotations:
     for row, record in zip(rows, records, strict=True):
         findings += _check_row(row, record)
     counts = {split: _count(rows, split) for split in SPLITS}
+    if not counts["train"][1][1] and not (rows and split_files(os.path.join(os.path.dirname(csv_path), "splits"))):
+        findings.append(Finding("empty", os.path.basename(csv_path), f"{len(rows)} readable rows, 0 to train on"))
     for split, found in counts.items():
         if found != OFFICIAL_COUNTS[split]:
             message = f"{_counts_text(found)}; the official file has {_counts_text(OFFICIAL_COUNTS[split])}"
@@ -226,38 +237,61 @@ def inspect_series(series: SeriesAnnotations, image_root: str, packed: bool = Tr
     Args:
         series: what the csv says.
         image_root: folder ``Images_png``.
-        packed: whether to look at the packed series where there is one, with its checksums.
+        packed: whether to look at the packed series as well: its checksums, and whether it holds what the PNG files do.
+            A slice of which there is no PNG file is taken from it.
         on_slice: called with number and (H, W) uint16 for each slice that is as it should be.
     """
-    folder = os.path.join(image_root, series.name)
-    try:
-        opened = open_series(folder, packed)
-    except UnreadableSlice as error:
-        return [Finding("packed", f"{PACKED_DIR}/{series.name}", _short(error, image_root))]
     findings = []
-    sizes = set(series.key_slices.values())
-    for number in sorted(series.numbers().union(opened.numbers)):
-        role = "key_slice" if number in series.key_slices else "neighbour"
-        size = {series.key_slices[number]} if number in series.key_slices else sizes
-        where = f"{series.name}/{number:03d}"
-        if number not in opened.numbers:
-            findings.append(Finding(f"{role}_missing", where, "not on disk"))
-            continue
+    pngs, pack = PngSeries(os.path.join(image_root, series.name)), None
+    target = packed_path(os.path.join(image_root, series.name))
+    if packed and os.path.exists(target):
         try:
-            stored = opened.read(number, verify=True)
-        except NotSixteenBit as error:
-            findings.append(Finding(f"{role}_8_bit", where, _short(error, image_root)))
+            pack = PackedSeries(target)
         except UnreadableSlice as error:
-            findings.append(Finding(f"{role}_unreadable", where, _short(error, image_root)))
-        else:
-            if stored.shape in size:
-                if on_slice:
-                    on_slice(number, stored)
-            else:
-                expected = " or ".join(f"{width} x {height}" for height, width in sorted(size))
-                height, width = stored.shape
-                findings.append(Finding(f"{role}_size", where, f"expected {expected}, got {width} x {height}"))
+            findings.append(Finding("packed_damaged", series.name, _short(error, image_root)))
+    packed_numbers = pack.numbers if pack else []
+    outdated = []
+    for number in sorted(series.numbers().union(pngs.numbers, packed_numbers)):
+        source = pngs if number in pngs.numbers or number not in packed_numbers else pack
+        stored, finding = _inspect_slice(series, source, number, image_root)
+        if finding:
+            findings.append(finding)
+        elif on_slice:
+            on_slice(number, stored)
+        if pack and source is pngs and number in pngs.numbers:
+            good = stored is not None
+            if good != (number in packed_numbers) or (good and zlib.crc32(stored) != pack.checksum(number)):
+                outdated.append(number)
+            elif good:
+                _, damage = _inspect_slice(series, pack, number, image_root)
+                if damage:
+                    findings.append(Finding("packed_damaged", series.name, damage.message))
+    if outdated:
+        numbers = ", ".join(map(str, outdated[:10])) + (", ..." if len(outdated) > 10 else "")
+        findings.append(Finding("packed_outdated", series.name, f"slices {numbers}"))
     return findings
+
+
+def _inspect_slice(
+    series: SeriesAnnotations, source: PngSeries | PackedSeries, number: int, image_root: str
+) -> tuple[np.ndarray | None, Finding | None]:
+    """A slice as it should be, or what is wrong with it."""
+    is_key = number in series.key_slices
+    role, where = "key_slice" if is_key else "neighbour", f"{series.name}/{number:03d}"
+    sizes = {series.key_slices[number]} if is_key else set(series.key_slices.values())
+    if number not in source.numbers:
+        return None, Finding(f"{role}_missing", where, "not on disk")
+    try:
+        stored = source.read(number, verify=True)
+    except NotSixteenBit as error:
+        return None, Finding(f"{role}_8_bit", where, _short(error, image_root))
+    except UnreadableSlice as error:
+        return None, Finding(f"{role}_unreadable", where, _short(error, image_root))
+    if stored.shape not in sizes:
+        expected = " or ".join(f"{width} x {height}" for height, width in sorted(sizes))
+        height, width = stored.shape
+        return None, Finding(f"{role}_size", where, f"expected {expected}, got {width} x {height}")
+    return stored, None
 
 
 def _short(error: Exception, image_root: str) -> str:

@@ -10,11 +10,11 @@ class OncePerFile:
     """Logs a message for a file unless one was logged for it before, in this process or one forked from it.
 
     The flags lie in shared memory without a lock, so that a worker that is killed blocks nobody. Two workers that meet
-    the same file at the same moment may both log it, and of a million files about one in 16 shares its flag with
-    another.
+    the same file at the same moment may both log it, and of a thousand damaged files about one in a thousand shares its
+    flag with another.
     """
 
-    _FLAGS = 1 << 24
+    _FLAGS = 1 << 20
 
     def __init__(self, logger: logging.Logger):
         self._logger = logger

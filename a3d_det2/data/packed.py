@@ -5,6 +5,7 @@ bits, and Blosc2 alone reads it: ``blosc2.open(path)[k]`` is slice ``blosc2.open
 """
 
 import os
+import shutil
 import zlib
 from collections.abc import Iterable
 
@@ -32,8 +33,10 @@ def write_packed(path: str, numbers: list[int], slices: Iterable[np.ndarray], so
 
     Raises:
         ValueError: if the slices differ in size.
+        OSError: if the file cannot be written.
+        ImportError: if Blosc2 is not installed.
     """
-    blosc2 = _import_blosc2()
+    blosc2 = import_blosc2()
     array, checksums = None, []
     part = f"{path}.{os.getpid()}.part"
     try:
@@ -67,6 +70,9 @@ def write_packed(path: str, numbers: list[int], slices: Iterable[np.ndarray], so
         array.schunk.vlmeta["source"] = source
         del array
         os.replace(part, path)
+    except RuntimeError as error:  # all that Blosc2 says of a full disk
+        free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+        raise OSError(f"{path}: cannot be written ({error}); the disk has {free / 1e6:.0f} MB left.") from error
     finally:
         if os.path.exists(part):
             os.remove(part)
@@ -85,7 +91,7 @@ class PackedSeries:
     """
 
     def __init__(self, path: str):
-        blosc2 = _import_blosc2()
+        blosc2 = import_blosc2()
         self._path = path
         try:
             self._array = blosc2.open(path, mode="r", dparams=blosc2.DParams(nthreads=1))
@@ -93,7 +99,7 @@ class PackedSeries:
             self.source: str = self._array.schunk.vlmeta["source"]
             self._checksums: list[int] = self._array.schunk.vlmeta["crc32"]
             valid = self._array.dtype == np.uint16 and self._array.shape[0] == len(self.numbers)
-        except (RuntimeError, ValueError, KeyError, OSError, AttributeError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, AttributeError, MemoryError, OverflowError) as error:
             raise self._damaged(error) from error
         if not valid:
             raise self._damaged(f"an array of {self._array.dtype}, {self._array.shape}")
@@ -104,6 +110,10 @@ class PackedSeries:
             f"{self._path}: expected a packed series, got a damaged file ({found}). Run "
             "datasets/prepare_deeplesion.py --pack again, or remove it."
         )
+
+    def checksum(self, number: int) -> int:
+        """CRC-32 of a slice, as it was written."""
+        return self._checksums[self._index[number]]
 
     def path(self, number: int) -> str:
         """Where a slice is found, for messages."""
@@ -125,18 +135,20 @@ class PackedSeries:
         k = self._index[number]
         try:
             stored = self._array[k]
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
             raise self._damaged(error) from error
         if verify and zlib.crc32(stored) != self._checksums[k]:
             raise self._damaged(f"slice {number} with another checksum than it was written with")
         return stored
 
 
-def _import_blosc2():
+def import_blosc2():
+    """The module, or an ImportError that says what to install."""
     try:
         import blosc2
     except ImportError as error:
         raise ImportError(
-            f"{PACKED_DIR} needs Blosc2: pip install blosc2 (or a3d_det2[packed]), or remove the folder to read the PNG files instead."
+            f"{PACKED_DIR} is read and written by Blosc2, which is not installed: pip install blosc2. Without the "
+            "folder the PNG files are read."
         ) from error
     return blosc2

@@ -6,10 +6,13 @@ that was killed go on where it stopped, and a second run look only at what has c
 
 import hashlib
 import json
+import multiprocessing
 import os
+import threading
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 
+import cv2
 import numpy as np
 
 from .integrity import Finding, SeriesAnnotations, group_by_series, inspect_series, series_name
@@ -70,37 +73,39 @@ def make_jobs(records: list[dict], image_root: str, pack: bool, done: dict[str, 
 def prepare_series(job: Job) -> dict:
     """Verify, pack and mask one series, or return ``job.done`` where nothing has changed since.
 
+    A packed series that is there is kept up to date also without ``job.pack``. One that has slices of which there are
+    no PNG files any more is never written again: it is then the only copy.
+
     Returns:
-        series: its name. fingerprint: of csv rows and files. findings: as of :func:`inspect_series`. masks: as in
-        :mod:`.mask_file`. packed: "yes", "not asked for", or "sizes differ", as one array cannot hold such slices.
+        series: its name. fingerprint: of csv rows, and names and sizes of files. findings: as of
+        :func:`inspect_series`. masks: as in :mod:`.mask_file`. packed: "yes", "not asked for", "sizes differ", as one
+        array cannot hold such slices, or "nothing to pack".
     """
-    folder = os.path.join(job.image_root, job.series.name)
-    target = packed_path(folder)
-    files = _files(folder, target)
+    pngs, target = PngSeries(os.path.join(job.image_root, job.series.name)), _target(job)
+    pack = _open_packed(target)
+    is_only_copy = pack is not None and not set(pack.numbers) <= set(pngs.numbers)
+    files = pack.source if is_only_copy else _hash([(n, os.path.getsize(pngs.path(n))) for n in pngs.numbers])
     fingerprint = _hash([asdict(job.series), job.lesions, files])
-    if job.done and job.done["fingerprint"] == fingerprint and (not job.pack or _is_packed(job.done, target, files)):
-        return job.done
+    up_to_date = pack is not None and pack.source == files
+    has_to_pack = not is_only_copy and not up_to_date and (job.pack or os.path.exists(target))
+    if job.done and job.done["fingerprint"] == fingerprint:
+        if not has_to_pack or job.done["packed"] in ("sizes differ", "nothing to pack"):
+            return job.done
+    elif not is_only_copy and (job.pack or os.path.exists(target)):
+        has_to_pack = True  # other rows, or nothing is known of an earlier run
     slices: dict[int, np.ndarray] = {}
-    from_png = os.path.isdir(folder)
-    pack = job.pack and from_png
     # All slices are kept for the packed file; otherwise only those that masks are made on.
     wanted = {lesion["number"] for lesion in job.lesions}
 
     def keep(number: int, stored: np.ndarray) -> None:
-        if pack or number in wanted:
+        if has_to_pack or number in wanted:
             slices[number] = stored
 
-    findings = inspect_series(job.series, job.image_root, packed=not from_png, on_slice=keep)
+    findings = inspect_series(job.series, job.image_root, packed=is_only_copy, on_slice=keep)
     masks = [_mask(lesion, slices.get(lesion["number"])) for lesion in job.lesions]
-    packed = "not asked for" if from_png else "yes"
-    if pack:
-        packed = "yes" if len({image.shape for image in slices.values()}) == 1 else "sizes differ"
-        if packed == "yes":
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            numbers = sorted(slices)
-            write_packed(target, numbers, (slices[number] for number in numbers), source=files)
-    if from_png and packed != "yes" and os.path.exists(target):
-        os.remove(target)  # it was made of other files
+    packed = "yes" if is_only_copy else "not asked for"
+    if has_to_pack:
+        packed = _pack(target, slices, files)
     return {
         "series": job.series.name,
         "fingerprint": fingerprint,
@@ -110,33 +115,40 @@ def prepare_series(job: Job) -> dict:
     }
 
 
-def _files(folder: str, target: str) -> str:
-    """Changes with the names and sizes of the files; where the PNG files were removed after packing, as it was then."""
-    if not os.path.isdir(folder) and os.path.exists(target):
+def _target(job: Job) -> str:
+    return packed_path(os.path.join(job.image_root, job.series.name))
+
+
+def _open_packed(target: str) -> PackedSeries | None:
+    """None where there is none, or a damaged one."""
+    if os.path.exists(target):
         try:
-            return PackedSeries(target).source
+            return PackedSeries(target)
         except UnreadableSlice:
-            return "damaged"
-    series = PngSeries(folder)
-    return _hash([(number, os.path.getsize(series.path(number))) for number in series.numbers])
+            pass
+    return None
+
+
+def _pack(target: str, slices: dict[int, np.ndarray], files: str) -> str:
+    sizes = {image.shape for image in slices.values()}
+    if not sizes:
+        return "nothing to pack"
+    if len(sizes) > 1:
+        if os.path.exists(target):
+            os.remove(target)  # outdated, and its slices are all among the PNG files
+        return "sizes differ"
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    numbers = sorted(slices)
+    write_packed(target, numbers, (slices[number] for number in numbers), source=files)
+    return "yes"
 
 
 def _hash(content) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _is_packed(done: dict, target: str, files: str) -> bool:
-    """Whether an earlier run has packed what there is to pack, and the file is whole."""
-    if done["packed"] != "yes":
-        return done["packed"] == "sizes differ"
-    try:
-        return PackedSeries(target).source == files
-    except (UnreadableSlice, FileNotFoundError):
-        return False
-
-
 def _mask(lesion: dict, stored: np.ndarray | None) -> dict:
-    entry = {"row": lesion["row"], "image_id": lesion["image_id"]}
+    entry = {key: lesion[key] for key in ("row", "image_id", "bbox")}
     if stored is None:
         return {**entry, "source": "none"}
     mask, source = weak_mask(window_hu(to_hu(stored)), lesion["bbox"], lesion["recist"])
@@ -146,6 +158,17 @@ def _mask(lesion: dict, stored: np.ndarray | None) -> dict:
 def findings_of(result: dict) -> list[Finding]:
     """Those in a result of :func:`prepare_series`."""
     return [Finding(**finding) for finding in result["findings"]]
+
+
+def start_worker() -> None:
+    """For the workers of a process pool: one thread each, and an end when their parent is killed."""
+    cv2.setNumThreads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 class Journal:

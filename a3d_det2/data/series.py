@@ -17,7 +17,8 @@ class PngSeries:
 
     def __init__(self, folder: str):
         self._folder = folder
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        # Of 1.png and 001.png the latter is taken.
+        names = sorted(os.listdir(folder), key=len) if os.path.isdir(folder) else []
         stems = (os.path.splitext(name) for name in names)
         self._names = {int(stem): stem + ext for stem, ext in stems if ext == ".png" and stem.isdecimal()}
         self.numbers = sorted(self._names)

@@ -146,10 +146,8 @@ class _Neighbourhood:
                 raise
             on_damage(packed_path(folder), f"{error} The PNG files are read instead.")
             self._series = PngSeries(folder)
-        if self._key in self._series.numbers:
-            self.key_slice = self._series.read(self._key)
-        else:
-            self.key_slice = read_png(key_path)  # which says what is wrong with it
+        in_pack = not isinstance(self._series, PngSeries) and self._key in self._series.numbers
+        self.key_slice = self._series.read(self._key) if in_pack else read_png(key_path)
         self._images = {0: self.key_slice}
         self._offsets = sorted({0, *(number - self._key for number in self._series.numbers)})
         self._damaged: set[int] = set()

@@ -6,50 +6,77 @@ import re
 import zipfile
 import zlib
 from collections import defaultdict
+from dataclasses import dataclass, field
 
 _MEMBER = re.compile(r"(?:^|/)(\d+_\d+_\d+)/(\d+\.png)$")
-_SERIES = re.compile(r"\d+_\d+_\d+$")
+_SERIES = re.compile(r"\d+_\d+_\d+")
+_KEY_SLICE = re.compile(r"(?:^|/)\d+_\d+_\d+_\d+\.png$")
 
 
 class DamagedArchive(ValueError):
     """A zip file that has to be downloaded again."""
 
 
-def find_sources(folders: list[str]) -> tuple[list[str], dict[str, str], list[str]]:
-    """Look through downloads, however they are nested.
+@dataclass
+class Sources:
+    """What lies in the downloads.
 
-    Args:
-        folders: folders, or zip files themselves.
+    Attributes:
+        zips: the zip files.
+        series: name -> folder of its slices.
+        tables: the csv files.
+    """
 
-    Returns:
-        the zip files, series name -> folder of its slices, and the files called DL_info.csv.
+    zips: list[str] = field(default_factory=list)
+    series: dict[str, str] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
+
+
+def find_sources(paths: list[str]) -> Sources:
+    """Look through downloads: zip files, csv files, and folders with these and folders of slices, nested in any way.
 
     Raises:
-        FileNotFoundError: if one of ``folders`` is not there.
-        ValueError: if a series lies in two folders, or a file is no zip.
+        FileNotFoundError: if one of ``paths`` is not there.
+        ValueError: if a series lies in two folders, a file is neither zip nor csv, or the slices are those of
+            Key_slices.zip.
     """
-    zips, series, tables = [], {}, []
-    for top in folders:
+    sources, seen = Sources(), set()
+    for top in paths:
         if os.path.isfile(top):
-            if not top.endswith(".zip"):
-                raise ValueError(f"{top}: expected a folder or a zip file.")
-            zips.append(top)
+            if not top.endswith((".zip", ".csv")):
+                raise ValueError(f"{top}: expected a folder, a zip file or DL_info.csv.")
+            (sources.zips if top.endswith(".zip") else sources.tables).append(top)
         elif not os.path.isdir(top):
             raise FileNotFoundError(f"{top}: no such file or folder.")
         for folder, subfolders, names in os.walk(top, followlinks=True):
-            subfolders.sort()
-            for name in list(subfolders):
-                if _SERIES.fullmatch(name):
-                    subfolders.remove(name)  # nothing but slices below
-                    path = os.path.join(folder, name)
-                    other = series.setdefault(name, path)
-                    if os.path.realpath(other) != os.path.realpath(path):
-                        raise ValueError(
-                            f"Series {name} lies in {other} and in {path}. Put its slices into one folder."
-                        )
-            zips += [os.path.join(folder, name) for name in sorted(names) if name.endswith(".zip")]
-            tables += [os.path.join(folder, name) for name in names if name == "DL_info.csv"]
-    return zips, series, tables
+            if os.path.realpath(folder) in seen:  # a link that leads back
+                subfolders.clear()
+                continue
+            seen.add(os.path.realpath(folder))
+            _look_into(folder, subfolders, sorted(names), sources)
+    return sources
+
+
+def _look_into(folder: str, subfolders: list[str], names: list[str], sources: Sources) -> None:
+    """Note what a folder holds, and take the folders of slices out of ``subfolders``."""
+    subfolders.sort()
+    for name in [name for name in subfolders if _SERIES.fullmatch(name)]:
+        subfolders.remove(name)
+        path = os.path.join(folder, name)
+        other = sources.series.setdefault(name, path)
+        if os.path.realpath(other) != os.path.realpath(path):
+            raise ValueError(f"Series {name} lies in {other} and in {path}. Put its slices into one folder.")
+    sources.zips += [os.path.join(folder, name) for name in names if name.endswith(".zip")]
+    sources.tables += [os.path.join(folder, name) for name in names if name == "DL_info.csv"]
+    if any(_KEY_SLICE.search(name) for name in names):
+        raise _key_slices(folder)
+
+
+def _key_slices(path: str) -> ValueError:
+    return ValueError(
+        f"{path}: expected slices as SERIES/NNN.png, got PPPPPP_SS_RR_NNN.png, as in Key_slices.zip. Those are 8 bit "
+        "and windowed, and the key slices alone; download the zip files of Images_png."
+    )
 
 
 def series_in_zip(path: str) -> dict[str, list[str]]:
@@ -57,12 +84,17 @@ def series_in_zip(path: str) -> dict[str, list[str]]:
 
     Raises:
         DamagedArchive: if it is no complete zip file.
+        ValueError: if it is Key_slices.zip.
     """
     members = defaultdict(list)
-    for name in _open(path).namelist():
+    with _open(path) as archive:
+        names = archive.namelist()
+    for name in names:
         match = _MEMBER.search(name)
         if match:
             members[match[1]].append(name)
+    if not members and any(_KEY_SLICE.search(name) for name in names):
+        raise _key_slices(path)
     return dict(members)
 
 
@@ -75,7 +107,7 @@ def unpack_series(path: str, members: list[str], image_root: str) -> int:
     Raises:
         DamagedArchive: if a member is damaged.
     """
-    archive, unpacked = _open(path), 0
+    archive, unpacked = _opened(path, os.getpid()), 0
     for member in members:
         series, name = _MEMBER.search(member).groups()
         target = os.path.join(image_root, series, name)
@@ -109,9 +141,14 @@ def link_series(source: str, image_root: str) -> None:
     os.symlink(os.path.abspath(source), target)
 
 
-@functools.lru_cache(maxsize=2)
 def _open(path: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise DamagedArchive(f"{path}: expected a complete zip file ({error}). Download it again.") from error
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(path: str, process: int) -> zipfile.ZipFile:
+    """Kept open for the next series; never across a fork, after which two processes would share one file position."""
+    return _open(path)

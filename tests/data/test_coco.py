@@ -59,7 +59,11 @@ def root(table, tmp_path):
     mask = np.zeros((256, 512), dtype=bool)
     mask[20:40, 15:45] = True
     names = ["000001_02_03_014.png"] * 2 + ["000002_01_01_020.png"]
-    masks = [{"row": i, "image_id": n, "source": "grabcut", **encode_mask(mask)} for i, n in enumerate(names)]
+    boxes = [[15, 20, 45, 40], [1, 1, 8, 9], [15, 20, 45, 40]]
+    masks = [
+        {"row": i, "image_id": name, "bbox": box, "source": "grabcut", **encode_mask(mask)}
+        for i, (name, box) in enumerate(zip(names, boxes, strict=True))
+    ]
     write_masks(str(tmp_path / MASK_FILE), masks)
     return tmp_path
 
@@ -96,6 +100,17 @@ def test_noisy_rows_and_split_files(repo, root):
     done = export(repo, root, "--split", "tset")
     assert done.returncode != 0
     assert "Unknown split 'tset'" in done.stderr
+
+
+def test_numbers_that_json_has_not(write_csv):
+    records = load_deeplesion(
+        write_csv({"Lesion_diameters_Pixel_": "NaN, 3", "Spacing_mm_px_": "NaN, 1, -1"}), "", "test"
+    )
+    coco = to_coco(records, "")
+    assert coco["annotations"][0]["diameters"] == [None, 3.0]
+    assert coco["annotations"][0]["diameters_mm"] == [None, None]
+    assert coco["images"][0]["spacing"] == [None, 1.0]
+    json.dumps(coco, allow_nan=False)
 
 
 def test_official_rows(official_csv):

@@ -142,6 +142,21 @@ def test_rle_as_polygons(record):
         mapper(use_instance_mask=True, mask_format="polygon")(record)
 
 
+def test_a_mask_of_another_size(record):
+    record["annotations"][0]["segmentation"] = pycocotools.mask.encode(np.zeros((8, 9), np.uint8, order="F"))
+    with pytest.raises(ValueError, match=r"010.png: expected masks of its size \(40, 40\), got one of \(8, 9\)"):
+        mapper(use_instance_mask=True)(record)
+
+
+def test_boxes_end_at_the_outer_pixels(record):
+    """However they are moved: by their RECIST points or by their corners."""
+    for recist in ({"recist": [[3.0, 14], [5, 14], [4, 13], [4, 15]]}, {}):
+        lesion = {**record["annotations"][0], "bbox": [0.0, 8.0, 10.0, 20.0], **recist}
+        for augmentations, expected in ([], [0, 8, 10, 20]), ([T.HFlipTransform(SIZE)], [29, 8, 39, 20]):
+            sample = mapper(augmentations=augmentations)({**record, "annotations": [lesion]})
+            assert sample["instances"].gt_boxes.tensor.tolist() == [expected]
+
+
 RECIST = [[13.0, 14.0], [15.0, 14.0], [14.0, 13.0], [14.0, 15.0]]
 
 

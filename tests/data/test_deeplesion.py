@@ -79,6 +79,8 @@ def test_bad_spacing_is_kept_for_the_loader_with_one_warning(write_csv, caplog):
         ("Image_size", "512", "2 whole numbers"),
         ("Image_size", "0, 512", "positive width and height"),
         ("Slice_range", "8.5, 9", "2 whole numbers"),
+        ("Slice_range", "9, 8", "the numbers of the first and last slice"),
+        ("Slice_range", "1, 30000000", "the numbers of the first and last slice"),
         ("Train_Val_Test", "test", "a whole number, got 'test'"),
         ("Train_Val_Test", "4", r"1, 2 or 3 \(train, val, test\), got '4'"),
         ("Image_size", "512, 512", "what the row above says of the same File_name, got '512, 512'"),

@@ -109,7 +109,9 @@ def test_neighbours_do_not(dataset, repo):
 
 
 def kinds(*changes, write_csv):
-    return [finding.kind for finding in check_annotations(write_csv(*changes)).findings if finding.kind != "counts"]
+    ordinary = {"Train_Val_Test": "1", "Patient_index": "9", "File_name": "000009_01_01_014.png"}
+    findings = check_annotations(write_csv(ordinary, *changes)).findings
+    return [finding.kind for finding in findings if finding.kind != "counts"]
 
 
 @pytest.mark.parametrize(
@@ -139,12 +141,21 @@ def test_rows_that_disagree_on_a_size(write_csv):
     assert [f.where for f in findings if f.kind == "row"] == ["line 3"]
 
 
+def test_nothing_to_train_on(write_csv, tmp_path):
+    for changes in ((), ({},)):
+        findings = check_annotations(write_csv(*changes)).findings
+        assert [f.kind for f in findings if f.is_blocking] == ["empty"]
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "mine.txt").write_text("1")
+    assert not any(f.is_blocking for f in check_annotations(write_csv({})).findings)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     for content in (None, b"", b"\xff\xfe,"):
         if content is not None:
             (tmp_path / "DL_info.csv").write_bytes(content)
         annotations = check_annotations(str(tmp_path / "DL_info.csv"))
-        assert [finding.kind for finding in annotations.findings if finding.is_blocking] == ["csv"]
+        assert [finding.kind for finding in annotations.findings if finding.is_blocking] == ["csv", "empty"]
 
 
 def test_official_rows(official_csv):
@@ -153,6 +164,7 @@ def test_official_rows(official_csv):
     number = {kind: sum(f.kind == kind for f in annotations.findings) for kind in KINDS}
     assert {kind: count for kind, count in number.items() if count} == {
         "counts": 2,
+        "empty": 1,
         "key_slice_at_end": 27,
         "box_outside": 1,
     }

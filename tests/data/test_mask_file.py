@@ -6,20 +6,21 @@ from a3d_det2.data import load_deeplesion
 from a3d_det2.data.mask_file import encode_mask, read_masks, write_masks
 
 NAME = "000001_02_03_014.png"
+BOX = [15.0, 20.0, 45.0, 40.0]
 
 
 @pytest.fixture
 def entry():
     mask = np.zeros((5, 7), dtype=bool)
     mask[1:4, 2] = True
-    return {"row": 0, "image_id": NAME, "source": "grabcut", **encode_mask(mask)}
+    return {"row": 0, "image_id": NAME, "bbox": BOX, "source": "grabcut", **encode_mask(mask)}
 
 
 def test_round_trip(entry, tmp_path, write_csv):
     decoded = coco_mask.decode(entry)
     assert np.argwhere(decoded).tolist() == [[1, 2], [2, 2], [3, 2]]
     path = str(tmp_path / "weak_masks.json")
-    unreadable = {"row": 1, "image_id": NAME, "source": "none"}
+    unreadable = {"row": 1, "image_id": NAME, "bbox": [4, 4, 7, 7], "source": "none"}
     write_masks(path, [unreadable, entry])
     table = write_csv({}, {"Bounding_boxes": "5,5,8,8"})
     (record,) = load_deeplesion(table, "", "test", mask_path=path)
@@ -40,6 +41,8 @@ def test_masks_of_another_file(entry, tmp_path, write_csv):
     write_masks(path, [entry])
     with pytest.raises(ValueError, match=r"weak_masks.json: expected a mask for row 0, 000009_.*, got one of 000001_"):
         load_deeplesion(write_csv({"File_name": "000009_01_01_001.png"}), "", "test", mask_path=path)
+    with pytest.raises(ValueError, match=r"for row 0, 000001_02_.*, got one of 000001_02_.* with the box \[15.0, 20.0"):
+        load_deeplesion(write_csv({"Bounding_boxes": "5,5,8,8"}), "", "test", mask_path=path)  # rows that were swapped
     with pytest.raises(ValueError, match=r"expected a mask for row 1, .*, got none"):
         load_deeplesion(write_csv({}, {"Bounding_boxes": "5,5,8,8"}), "", "test", mask_path=path)
 

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 pytest.importorskip("detectron2")
@@ -37,11 +39,13 @@ def test_split_files_are_registered(catalog, tmp_path):
     assert MetadataCatalog.get("deeplesion_fold1").evaluator_type == "deeplesion"
 
 
-def test_the_csvs_own_splits_cannot_be_replaced(catalog, tmp_path):
+def test_the_csvs_own_splits_cannot_be_replaced(catalog, tmp_path, write_csv, caplog):
     (tmp_path / "phantom" / "splits").mkdir(parents=True)
-    (tmp_path / "phantom" / "splits" / "test.txt").write_text("1")
-    with pytest.raises(ValueError, match=r"splits/test.txt: phantom_test is taken"):
-        register_all_deeplesion(str(tmp_path))
+    (tmp_path / "phantom" / "splits" / "test.txt").write_text("9")
+    register_all_deeplesion(str(tmp_path))
+    assert "splits/test.txt: left out, as phantom_test is the csv's own split; rename it." in caplog.text
+    os.rename(write_csv({}), tmp_path / "phantom" / "DL_info.csv")
+    assert len(catalog.get("phantom_test")) == 1
 
 
 def test_masks_beside_the_csv_are_read(catalog, write_csv, tmp_path):
@@ -49,6 +53,7 @@ def test_masks_beside_the_csv_are_read(catalog, write_csv, tmp_path):
     (record,) = catalog.get("phantom_fold1")
     assert "segmentation" not in record["annotations"][0]
     mask = encode_mask(np.eye(4, dtype=bool))
-    write_masks(str(tmp_path / MASK_FILE), [{"row": 0, "image_id": record["image_id"], "source": "grabcut", **mask}])
+    entry = {"row": 0, "image_id": record["image_id"], "bbox": record["annotations"][0]["bbox"], "source": "grabcut"}
+    write_masks(str(tmp_path / MASK_FILE), [{**entry, **mask}])
     (record,) = catalog.get("phantom_fold1")
     assert record["annotations"][0]["segmentation"] == mask

@@ -103,7 +103,8 @@ def test_resampling_of_a_volume_that_is_linear_in_z(ramp, interval, num_slices):
 
 def test_each_file_is_decoded_once(ramp, monkeypatch):
     read = []
-    monkeypatch.setattr(a3d_det2.data.series, "read_png", lambda path: read.append(path) or read_png(path))
+    for module in (a3d_det2.data.series, a3d_det2.data.slices):
+        monkeypatch.setattr(module, "read_png", lambda path: read.append(path) or read_png(path))
     stack_values(ramp, 7, 5.0)
     assert len(read) == len(set(read)) == 5
     read.clear()
@@ -164,6 +165,14 @@ def test_hu_range_is_signed(tmp_path):
 def test_missing_key_slice(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"100.png: no such slice. Expected DeepLesion's layout"):
         load_slice_stack(str(tmp_path / "100.png"), 3, 1.0)
+
+
+def test_the_named_file_is_read_where_two_have_its_number(tmp_path):
+    save(tmp_path, KEY, 10)
+    for name, hu in (("0100.png", 20), ("0101.png", 30), ("101.png", 40)):
+        Image.fromarray(np.full(SHAPE, hu + 32768, np.uint16)).save(tmp_path / name)
+    assert stack_values(tmp_path, 1, 2.0) == [10]
+    assert load_slice_stack(str(tmp_path / "0100.png"), 1, 2.0)[0, 0, 0] == 20
 
 
 def test_truncated_png(ramp, tmp_path):

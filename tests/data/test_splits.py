@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from a3d_det2.data import load_deeplesion
@@ -31,6 +33,7 @@ def chosen(table, folder, text):
         ("# a comment\n\n000002_01_01_020.png\n", [1, 2]),
         ("Fold = b\n", [1, 3]),
         ("Fold=a , c\n", [0, 2]),
+        ("\ufeff3\r\n", [3]),
         ("Train_Val_Test = 1\n3\n000001_01_01_010.png", [0, 3]),
     ],
 )
@@ -43,7 +46,7 @@ def test_lines_choose_rows(table, tmp_path, text, rows):
     [
         ("", "mine.txt: expected patients, file names or COLUMN = VALUES, one per line, got none"),
         ("# nothing\n", "got none"),
-        ("1\n4\n", "mine.txt, line 2: no row of .*DL_info.csv is chosen by '4'"),
+        ("1\n4\n", "mine.txt, line 2: no row of .*DL_info.csv is chosen by it"),
         ("000009_01_01_001.png", "mine.txt, line 1: no row"),
         ("Fold = d", "line 1: no row"),
         ("Flod = a", "line 1: .*DL_info.csv has no column 'Flod'"),
@@ -72,3 +75,11 @@ def test_split_files_of_a_folder(tmp_path):
     for name in ("b.txt", "a.txt", "notes.md"):
         (tmp_path / name).write_text("1")
     assert split_files(str(tmp_path)) == {"a": str(tmp_path / "a.txt"), "b": str(tmp_path / "b.txt")}
+
+
+def test_a_long_file_takes_no_time(write_csv, tmp_path):
+    names = [f"{i:06d}_01_01_001.png" for i in range(1, 5001)]
+    table = write_csv(*({"File_name": name} for name in names))
+    start = time.perf_counter()
+    assert len(chosen(table, tmp_path, "\n".join(names))) == 5000
+    assert time.perf_counter() - start < 2

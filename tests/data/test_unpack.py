@@ -1,6 +1,9 @@
+import multiprocessing
 import os
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 
+import numpy as np
 import pytest
 
 from a3d_det2.data.unpack import DamagedArchive, find_sources, link_series, series_in_zip, unpack_series
@@ -73,10 +76,38 @@ def test_sources_however_nested(archive, tmp_path):
     folder = tmp_path / "downloads" / "deep" / "Images_png"
     (folder / "000003_01_01").mkdir(parents=True)
     (folder / "DL_info.csv").write_text("")
-    zips, series, tables = find_sources([str(tmp_path / "downloads"), archive])
-    assert zips == [archive]
-    assert series == {"000003_01_01": str(folder / "000003_01_01")}
-    assert tables == [str(folder / "DL_info.csv")]
+    os.symlink("..", folder / "loop1")
+    os.symlink("../..", folder / "loop2")
+    (tmp_path / "other.csv").write_text("")
+    sources = find_sources([str(tmp_path / "downloads"), archive, str(tmp_path / "other.csv")])
+    assert sources.zips == [archive]
+    assert sources.series == {"000003_01_01": str(folder / "000003_01_01")}
+    assert sources.tables == [str(folder / "DL_info.csv"), str(tmp_path / "other.csv")]
+
+
+def test_key_slices_are_refused(tmp_path):
+    (tmp_path / "Key_slices").mkdir()
+    (tmp_path / "Key_slices" / "000001_01_01_109.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"Key_slices: expected slices as SERIES/NNN.png, got .* as in Key_slices.zip"):
+        find_sources([str(tmp_path)])
+    with zipfile.ZipFile(tmp_path / "Key_slices.zip", "w") as f:
+        f.writestr("Key_slices/000001_01_01_109.png", b"")
+    with pytest.raises(ValueError, match=r"Key_slices.zip: expected slices as SERIES/NNN.png"):
+        series_in_zip(str(tmp_path / "Key_slices.zip"))
+
+
+def test_several_processes_unpack_one_archive(tmp_path):
+    """That was opened before they were forked: none may move the file position of another."""
+    path, rng = str(tmp_path / "one.zip"), np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as f:
+        for series in range(1, 61):
+            for number in range(10):
+                f.writestr(f"Images_png/{series:06d}_01_01/{number:03d}.png", rng.bytes(20000))
+    members = series_in_zip(path)
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
+        root = str(tmp_path / "out")
+        done = [pool.submit(unpack_series, path, names, root) for names in members.values()]
+        assert sum(future.result() for future in done) == 600
 
 
 def test_sources_that_cannot_be(tmp_path):
@@ -87,7 +118,7 @@ def test_sources_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match=r"Series 000003_01_01 lies in .*a.* and in .*b"):
         find_sources([str(tmp_path / "a"), str(tmp_path / "b")])
     (tmp_path / "x.tar").write_text("")
-    with pytest.raises(ValueError, match=r"x.tar: expected a folder or a zip file"):
+    with pytest.raises(ValueError, match=r"x.tar: expected a folder, a zip file or DL_info.csv"):
         find_sources([str(tmp_path / "x.tar")])
 
 

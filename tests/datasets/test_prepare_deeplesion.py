@@ -139,12 +139,111 @@ def test_changed_data_are_looked_at_again(prepared, copy, repo):
     series = data.path(row).parent.name
     slice_name = os.path.relpath(data.path(row, 1), copy)
     assert changed == {slice_name, f"Images_packed/{series}.b2nd", "check.json", "prepare.jsonl"}
-    data.path(row).unlink()
-    done = prepare(repo, "--output", copy, "--pack")
+
+
+def test_an_unreadable_key_slice_has_no_mask(prepared, copy, repo):
+    data = Dataset(copy)
+    truncate(data.path(data.key_slices(1)[0]))
+    done = prepare(repo, "--output", copy)
     assert done.returncode == 1
-    assert "key slices that are not on disk" in done.stdout
-    sources = [mask["source"] for mask in json.loads((copy / "weak_masks.json").read_text())["masks"]]
-    assert "none" in sources
+    assert "key slices that are no complete PNG" in done.stdout
+    assert "none" in [mask["source"] for mask in json.loads((copy / "weak_masks.json").read_text())["masks"]]
+    # What was packed is kept up to date without being asked for.
+    check = [sys.executable, repo / "datasets" / "check_deeplesion.py", "--root", copy]
+    done = subprocess.run(check, capture_output=True, text=True, cwd=repo)
+    assert "key_slice_unreadable" in done.stdout
+    assert "packed_outdated" not in done.stdout
+
+
+def test_a_change_of_the_same_size_needs_to_be_asked_for(prepared, copy, repo):
+    data = Dataset(copy)
+    path, other = (data.path(row) for row in data.key_slices(1)[:2])
+    stored = other.read_bytes()
+    path.write_bytes(
+        stored + b" " * (path.stat().st_size - len(stored)) if len(stored) < path.stat().st_size else stored
+    )
+    check = [sys.executable, repo / "datasets" / "check_deeplesion.py", "--root", copy]
+    done = subprocess.run(check, capture_output=True, text=True, cwd=repo)
+    assert done.returncode == 1
+    assert "packed_outdated" in done.stdout
+    assert prepare(repo, "--output", copy, "--again").returncode == 0
+    assert subprocess.run(check, capture_output=True, cwd=repo).returncode == 0
+
+
+@pytest.mark.parametrize("what", ["some", "all"])
+def test_packed_slices_whose_png_files_went_are_the_only_copy(prepared, copy, repo, what):
+    data = Dataset(copy)
+    for row in data.key_slices(1):
+        paths = sorted(data.path(row).parent.iterdir())
+        for path in paths if what == "all" else paths[:3]:
+            path.unlink()
+    before = {name: digest for name, digest in content(copy).items() if not name.startswith("Images_png")}
+    for options in ((), ("--pack",), ("--pack", "--again")):
+        done = prepare(repo, "--output", copy, *options)
+        assert done.returncode == 0, done.stdout
+        after = content(copy)
+        assert {name: after.get(name) for name in before} == before
+
+
+def test_other_boxes_of_the_same_slices(prepared, copy, repo):
+    data = Dataset(copy)
+    row = data.key_slices(1)[0]
+    x1, y1, x2, y2 = map(float, row["Bounding_boxes"].split(","))
+    row["Bounding_boxes"] = f"{x1 + 1}, {y1}, {x2}, {y2}"
+    data.save()
+    table, masks = str(copy / "DL_info.csv"), str(copy / "weak_masks.json")
+    with pytest.raises(ValueError, match="It was made for another file: run datasets/prepare_deeplesion.py again"):
+        load_deeplesion(table, "", "train", mask_path=masks)
+    assert prepare(repo, "--output", copy).returncode == 0
+    load_deeplesion(table, "", "train", mask_path=masks)
+    packed = {name: digest for name, digest in content(prepared).items() if name.startswith("Images_packed")}
+    assert {name: content(copy)[name] for name in packed} == packed
+
+
+def test_two_runs_at_once(prepared, downloads, tmp_path, repo):
+    root = tmp_path / "deeplesion"
+    arguments = command(repo, "--source", downloads, "--output", root, "--pack", "--workers", "2")
+    runs = [subprocess.Popen(arguments, cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    outputs = [run.communicate(timeout=120)[0].decode() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert content(root) == content(prepared)
+
+
+def test_zip_files_leave_linked_folders_alone(downloads, tmp_path, repo):
+    source = tmp_path / "source"
+    shutil.copytree(downloads, source)
+    with zipfile.ZipFile(source / "Images_png_01.zip") as archive:
+        name = next(member for member in archive.namelist() if member.endswith(".png"))
+    folder = source / "unpacked" / name.split("/")[1]
+    folder.mkdir(parents=True)
+    done = prepare(repo, "--source", source, "--output", tmp_path / "d")
+    assert f"1 series ({folder.name} is the first) are linked from folders; not unpacked" in done.stdout
+    assert list(folder.iterdir()) == []
+
+
+def test_tables(downloads, tmp_path, repo):
+    """One csv, wherever it is; several are no question if they are the same."""
+    shutil.copytree(downloads, tmp_path / "source")
+    os.rename(tmp_path / "source" / "DL_info.csv", tmp_path / "renamed.csv")
+    options = ["--source", tmp_path / "source", tmp_path / "renamed.csv", "--output", tmp_path / "d"]
+    assert prepare(repo, *options).returncode == 0
+    with open(tmp_path / "renamed.csv", "a") as f:
+        f.write("\n")
+    done = prepare(repo, *options)
+    assert done.returncode == 1
+    assert "DL_info.csv and" in done.stderr
+    assert "renamed.csv differ" in done.stderr
+
+
+def test_no_blosc2(copy, repo, tmp_path):
+    (tmp_path / "blosc2.py").write_text("raise ImportError('hidden')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = [sys.executable, repo / "datasets" / "prepare_deeplesion.py", "--output", tmp_path / "new", "--pack"]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=repo, env=environment)
+    assert done.returncode == 1
+    assert "which is not installed: pip install blosc2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def number_of_files(root):
@@ -189,6 +288,8 @@ def test_damaged_and_missing_downloads(downloads, tmp_path, repo):
     done = prepare(repo, "--source", tmp_path / "downloads" / "Images_png_01.zip", "--output", tmp_path / "e")
     assert done.returncode == 1
     assert "DL_info.csv is not there" in done.stderr
+    (tmp_path / "file").write_text("")
+    assert "Traceback" not in prepare(repo, "--output", tmp_path / "file").stderr
     done = prepare(repo, "--source", tmp_path / "none", "--output", tmp_path / "e")
     assert "none: no such file or folder" in done.stderr
 
