@@ -86,13 +86,16 @@ def prepare_series(job: Job) -> dict:
     is_only_copy = pack is not None and not set(pack.numbers) <= set(pngs.numbers)
     files = pack.source if is_only_copy else _hash([(n, os.path.getsize(pngs.path(n))) for n in pngs.numbers])
     fingerprint = _hash([asdict(job.series), job.lesions, files])
-    up_to_date = pack is not None and pack.source == files
-    has_to_pack = not is_only_copy and not up_to_date and (job.pack or os.path.exists(target))
-    if job.done and job.done["fingerprint"] == fingerprint:
-        if not has_to_pack or job.done["packed"] in ("sizes differ", "nothing to pack"):
-            return job.done
-    elif not is_only_copy and (job.pack or os.path.exists(target)):
-        has_to_pack = True  # other rows, or nothing is known of an earlier run
+    is_known = job.done is not None and job.done["fingerprint"] == fingerprint
+    is_up_to_date = is_known and pack is not None and pack.source == files
+    has_to_pack = (job.pack or os.path.exists(target)) and not is_only_copy and not is_up_to_date
+    if is_known and not (has_to_pack and job.done["packed"] in ("yes", "not asked for")):
+        state = job.done["packed"]
+        if pack is not None:
+            state = "yes"
+        elif state == "yes":
+            state = "not asked for"  # and it is gone
+        return {**job.done, "packed": state}
     slices: dict[int, np.ndarray] = {}
     # All slices are kept for the packed file; otherwise only those that masks are made on.
     wanted = {lesion["number"] for lesion in job.lesions}

@@ -155,6 +155,19 @@ def test_an_unreadable_key_slice_has_no_mask(prepared, copy, repo):
     assert "packed_outdated" not in done.stdout
 
 
+def test_killed_between_packing_and_its_record(prepared, downloads, tmp_path, repo):
+    root = tmp_path / "deeplesion"
+    prepare(repo, "--source", downloads, "--output", root)
+    record = (root / "prepare.jsonl").read_bytes()
+    prepare(repo, "--output", root, "--pack")
+    (root / "prepare.jsonl").write_bytes(record)
+    assert "Series packed: 22 yes" in prepare(repo, "--output", root, "--pack").stdout
+    assert content(root) == content(prepared)
+    shutil.rmtree(root / "Images_packed")
+    assert "Series packed: 22 not asked for" in prepare(repo, "--output", root).stdout
+    assert (root / "prepare.jsonl").read_bytes() == record
+
+
 def test_a_change_of_the_same_size_needs_to_be_asked_for(prepared, copy, repo):
     data = Dataset(copy)
     path, other = (data.path(row) for row in data.key_slices(1)[:2])
