@@ -15,7 +15,7 @@ def to_coco(records: list[dict], image_root: str) -> dict:
         a dict that ``json.dump`` and ``pycocotools.coco.COCO`` take.
             images: id (File_name of the csv, as in the results of an evaluation), file_name, width, height, patient,
                 slice_interval (mm; null where the file has no positive one), spacing (mm), slice_range.
-            annotations: id, image_id, category_id (1), bbox (x, y, width, height with width = x2 - x1, as in
+            annotations: id, image_id, category_id (0), bbox (x, y, width, height with width = x2 - x1, as in
                 ``coco_instances_results.json``), area of the mask or else the box, iscrowd, segmentation (RLE) where
                 there are masks, and row, recist, diameters (px), diameters_mm, lesion_type.
             categories: lesion.
@@ -38,13 +38,13 @@ def to_coco(records: list[dict], image_root: str) -> dict:
         for lesion in record["annotations"]:
             annotation = _annotation(lesion, record["spacing"])
             annotations.append({"id": len(annotations) + 1, "image_id": record["image_id"], **annotation})
-    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "lesion"}]}
+    return {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "lesion"}]}
 
 
 def _annotation(lesion: dict, spacing: tuple[float, float]) -> dict:
     x1, y1, x2, y2 = lesion["bbox"]
     annotation = {
-        "category_id": 1,
+        "category_id": 0,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": (x2 - x1) * (y2 - y1),
         "iscrowd": 0,

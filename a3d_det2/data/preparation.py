@@ -23,6 +23,9 @@ from .series import PngSeries
 from .slices import window_hu
 from .weak_masks import weak_mask
 
+# Of what prepare_series makes; results of another version are not taken over.
+VERSION = 1
+
 
 @dataclass(frozen=True)
 class Job:
@@ -85,7 +88,7 @@ def prepare_series(job: Job) -> dict:
     pack = _open_packed(target)
     is_only_copy = pack is not None and not set(pack.numbers) <= set(pngs.numbers)
     files = pack.source if is_only_copy else _hash([(n, os.path.getsize(pngs.path(n))) for n in pngs.numbers])
-    fingerprint = _hash([asdict(job.series), job.lesions, files])
+    fingerprint = _hash([VERSION, asdict(job.series), job.lesions, files])
     is_known = job.done is not None and job.done["fingerprint"] == fingerprint
     is_up_to_date = is_known and pack is not None and pack.source == files
     has_to_pack = (job.pack or os.path.exists(target)) and not is_only_copy and not is_up_to_date

@@ -42,7 +42,7 @@ def test_by_hand(table):
     assert coco["annotations"][1] == {
         "id": 2,
         "image_id": "000001_02_03_014.png",
-        "category_id": 1,
+        "category_id": 0,
         "bbox": [1.0, 1.0, 7.0, 8.0],
         "area": 56.0,
         "iscrowd": 0,
@@ -80,7 +80,7 @@ def test_command_and_pycocotools(repo, root):
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(root / "coco.json"))
         results = [
-            {"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.9}
+            {"image_id": a["image_id"], "category_id": 0, "bbox": a["bbox"], "score": 0.9}
             for a in truth.loadAnns(truth.getAnnIds())
         ]
         evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
