@@ -22,6 +22,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -35,6 +36,8 @@ from a3d_det2.data.mask_file import MASK_FILE, write_masks
 from a3d_det2.data.packed import PACKED_DIR, import_blosc2
 from a3d_det2.data.preparation import Journal, findings_of, make_jobs, prepare_series, start_worker
 from a3d_det2.data.unpack import DamagedArchive, find_sources, link_series, series_in_zip, unpack_series
+
+_PART = re.compile(r"(DL_info\.csv|prepare\.jsonl|weak_masks\.json|check\.json|(.+\.b2nd|\d+\.png)\.\d+)\.part")
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,7 +59,7 @@ def main() -> None:
         os.makedirs(image_root, exist_ok=True)
         with _alone(args.output), ProcessPoolExecutor(args.workers, initializer=start_worker) as pool:
             try:
-                gather(pool, args.source, csv_path, image_root)
+                gather(pool, args.source, csv_path, image_root, args.again)
                 report, masks, packed = prepare(pool, csv_path, image_root, args.pack, args.again)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -71,14 +74,14 @@ def main() -> None:
     sys.exit(0 if report.can_train else 1)
 
 
-def gather(pool: ProcessPoolExecutor, paths: list[str], csv_path: str, image_root: str) -> None:
+def gather(pool: ProcessPoolExecutor, paths: list[str], csv_path: str, image_root: str, again: bool) -> None:
     """Bring the csv and all slices to where they belong."""
     _remove_parts(os.path.dirname(csv_path))
     sources = find_sources(paths)
     _copy_table(sources.tables, csv_path)
     for folder in sources.series.values():
         link_series(folder, image_root)
-    futures, damaged, linked = [], [], set()
+    futures, damaged, linked, seen = [], [], set(), {}
     for path in sources.zips:
         try:
             members = series_in_zip(path)
@@ -86,10 +89,19 @@ def gather(pool: ProcessPoolExecutor, paths: list[str], csv_path: str, image_roo
             damaged.append(str(error))
             continue
         for series, names in members.items():
-            if os.path.islink(os.path.join(image_root, series)):
+            for name, checksum in names:
+                other = seen.setdefault((series, os.path.basename(name)), (path, checksum))
+                if other[1] != checksum:
+                    raise ValueError(f"{name} differs between {other[0]} and {path}. Leave the one to use.")
+            target = os.path.join(image_root, series)
+            if os.path.islink(target) and not os.path.exists(target):
+                raise FileNotFoundError(
+                    f"{target} leads to {os.readlink(target)}, which is not there. Remove the link."
+                )
+            if os.path.islink(target):
                 linked.add(series)  # unpacking would write into a folder that is not ours
             else:
-                futures.append(pool.submit(unpack_series, path, names, image_root))
+                futures.append(pool.submit(unpack_series, path, [name for name, _ in names], image_root, again))
     if linked:
         print(
             f"{len(linked)} series ({min(linked)} is the first) are linked from folders; not unpacked from zip files."
@@ -162,13 +174,13 @@ def _remove_parts(root: str) -> None:
     """What a run that was killed had not finished writing."""
     for folder in (root, os.path.join(root, PACKED_DIR)):
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            if name.endswith(".part"):
+            if _PART.fullmatch(name):
                 os.remove(os.path.join(folder, name))
     image_root = os.path.join(root, "Images_png")
     for entry in os.scandir(image_root) if os.path.isdir(image_root) else ():
         if entry.is_dir(follow_symlinks=False):
             for name in os.listdir(entry.path):
-                if name.endswith(".part"):
+                if _PART.fullmatch(name):
                     os.remove(os.path.join(entry.path, name))
 
 

@@ -42,7 +42,7 @@ class Blosc2:
         self._folder = folder
 
     def write(self, name: str, volume: np.ndarray) -> None:
-        write_packed(os.path.join(self._folder, name), list(range(len(volume))), volume, "")
+        write_packed(os.path.join(self._folder, name), list(range(len(volume))), volume)
 
     def open(self, name: str) -> PackedSeries:
         return PackedSeries(os.path.join(self._folder, name))

@@ -45,6 +45,7 @@ KINDS = {
         "packed series that differ from the PNG files; prepare_deeplesion.py --again packs them again",
     ),
     "patient_in_two_splits": (True, "patients in two splits"),
+    "png_damaged": (False, "PNG files that are damaged; the packed series has the slices"),
     "neighbour_missing": (False, "slices within a Slice_range that are not on disk; others take their places"),
     "neighbour_unreadable": (False, "slices that are no complete PNG; others take their places"),
     "neighbour_8_bit": (False, "slices that are not 16-bit; others take their places"),
@@ -238,7 +239,7 @@ def inspect_series(series: SeriesAnnotations, image_root: str, packed: bool = Tr
         series: what the csv says.
         image_root: folder ``Images_png``.
         packed: whether to look at the packed series as well: its checksums, and whether it holds what the PNG files do.
-            A slice of which there is no PNG file is taken from it.
+            A slice of which there is no PNG file, or a damaged one, is taken from it.
         on_slice: called with number and (H, W) uint16 for each slice that is as it should be.
     """
     findings = []
@@ -252,20 +253,24 @@ def inspect_series(series: SeriesAnnotations, image_root: str, packed: bool = Tr
     packed_numbers = pack.numbers if pack else []
     outdated = []
     for number in sorted(series.numbers().union(pngs.numbers, packed_numbers)):
-        source = pngs if number in pngs.numbers or number not in packed_numbers else pack
-        stored, finding = _inspect_slice(series, source, number, image_root)
+        stored, finding = _inspect_slice(series, pngs, number, image_root)
+        if number in packed_numbers:
+            packed_slice, damage = _inspect_slice(series, pack, number, image_root)
+            if damage:
+                findings.append(Finding("packed_damaged", series.name, damage.message))
+            if stored is not None:
+                if pack.checksum(number) != zlib.crc32(stored):
+                    outdated.append(number)
+            elif packed_slice is not None:
+                if number in pngs.numbers:
+                    findings.append(Finding("png_damaged", finding.where, finding.message))
+                stored, finding = packed_slice, None
+        elif pack and stored is not None:
+            outdated.append(number)
         if finding:
             findings.append(finding)
         elif on_slice:
             on_slice(number, stored)
-        if pack and source is pngs and number in pngs.numbers:
-            good = stored is not None
-            if good != (number in packed_numbers) or (good and zlib.crc32(stored) != pack.checksum(number)):
-                outdated.append(number)
-            elif good:
-                _, damage = _inspect_slice(series, pack, number, image_root)
-                if damage:
-                    findings.append(Finding("packed_damaged", series.name, damage.message))
     if outdated:
         numbers = ", ".join(map(str, outdated[:10])) + (", ..." if len(outdated) > 10 else "")
         findings.append(Finding("packed_outdated", series.name, f"slices {numbers}"))
@@ -287,6 +292,8 @@ def _inspect_slice(
         return None, Finding(f"{role}_8_bit", where, _short(error, image_root))
     except UnreadableSlice as error:
         return None, Finding(f"{role}_unreadable", where, _short(error, image_root))
+    except FileNotFoundError:  # a link that leads nowhere
+        return None, Finding(f"{role}_missing", where, "not on disk")
     if stored.shape not in sizes:
         expected = " or ".join(f"{width} x {height}" for height, width in sorted(sizes))
         height, width = stored.shape

@@ -22,14 +22,13 @@ def packed_path(folder: str) -> str:
     return os.path.join(os.path.dirname(image_root), PACKED_DIR, f"{series}.b2nd")
 
 
-def write_packed(path: str, numbers: list[int], slices: Iterable[np.ndarray], source: str) -> None:
+def write_packed(path: str, numbers: list[int], slices: Iterable[np.ndarray]) -> None:
     """Write a series in one step; the same slices give the same bytes.
 
     Args:
         path: of the file.
         numbers: those of the slices, in order.
         slices: one (H, W) uint16 per number.
-        source: any text that tells what the file was made from; :attr:`PackedSeries.source`.
 
     Raises:
         ValueError: if the slices differ in size.
@@ -67,7 +66,7 @@ def write_packed(path: str, numbers: list[int], slices: Iterable[np.ndarray], so
             checksums.append(zlib.crc32(np.ascontiguousarray(image)))
         array.schunk.vlmeta["numbers"] = numbers
         array.schunk.vlmeta["crc32"] = checksums
-        array.schunk.vlmeta["source"] = source
+        array.schunk.vlmeta["series"] = _series_name(path)
         del array
         os.replace(part, path)
     except RuntimeError as error:  # all that Blosc2 says of a full disk
@@ -83,26 +82,38 @@ class PackedSeries:
 
     Attributes:
         numbers: those of the slices in the file, in order.
-        source: what :func:`write_packed` was told.
 
     Raises:
-        UnreadableSlice: if the file is damaged or of another kind.
+        UnreadableSlice: if the file is damaged, of another kind, or that of another series.
+        OSError: if it cannot be read at all, as on a failing disk.
         ImportError: if Blosc2 is not installed.
     """
 
     def __init__(self, path: str):
         blosc2 = import_blosc2()
         self._path = path
+        with open(path, "rb"):  # of a file that may not be read Blosc2 says no more than of a damaged one
+            pass
         try:
             self._array = blosc2.open(path, mode="r", dparams=blosc2.DParams(nthreads=1))
             self.numbers: list[int] = list(self._array.schunk.vlmeta["numbers"])
-            self.source: str = self._array.schunk.vlmeta["source"]
+            series = self._array.schunk.vlmeta["series"]
             self._checksums: list[int] = self._array.schunk.vlmeta["crc32"]
             valid = self._array.dtype == np.uint16 and self._array.shape[0] == len(self.numbers)
-        except (RuntimeError, ValueError, KeyError, OSError, AttributeError, MemoryError, OverflowError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            TypeError,
+            SyntaxError,
+            ArithmeticError,
+        ) as error:
             raise self._damaged(error) from error
         if not valid:
             raise self._damaged(f"an array of {self._array.dtype}, {self._array.shape}")
+        if series != _series_name(path):
+            raise self._damaged(f"that of series {series}")
         self._index = {number: k for k, number in enumerate(self.numbers)}
 
     def _damaged(self, found) -> UnreadableSlice:
@@ -111,8 +122,13 @@ class PackedSeries:
             "datasets/prepare_deeplesion.py --pack again, or remove it."
         )
 
+    @property
+    def checksums(self) -> list[int]:
+        """CRC-32 of each slice, as they were written."""
+        return list(self._checksums)
+
     def checksum(self, number: int) -> int:
-        """CRC-32 of a slice, as it was written."""
+        """That of one slice."""
         return self._checksums[self._index[number]]
 
     def path(self, number: int) -> str:
@@ -135,11 +151,15 @@ class PackedSeries:
         k = self._index[number]
         try:
             stored = self._array[k]
-        except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
+        except (RuntimeError, ValueError, ArithmeticError) as error:
             raise self._damaged(error) from error
         if verify and zlib.crc32(stored) != self._checksums[k]:
             raise self._damaged(f"slice {number} with another checksum than it was written with")
         return stored
+
+
+def _series_name(path: str) -> str:
+    return os.path.basename(path).removesuffix(".b2nd")
 
 
 def import_blosc2():

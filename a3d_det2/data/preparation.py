@@ -76,29 +76,22 @@ def make_jobs(records: list[dict], image_root: str, pack: bool, done: dict[str, 
 def prepare_series(job: Job) -> dict:
     """Verify, pack and mask one series, or return ``job.done`` where nothing has changed since.
 
-    A packed series that is there is kept up to date also without ``job.pack``. One that has slices of which there are
-    no PNG files any more is never written again: it is then the only copy.
+    A packed series that is there is kept up to date also without ``job.pack``. No slice is lost that only it has: it is
+    written again of the PNG files and, where they are missing or damaged, its own slices.
 
     Returns:
-        series: its name. fingerprint: of csv rows, and names and sizes of files. findings: as of
-        :func:`inspect_series`. masks: as in :mod:`.mask_file`. packed: "yes", "not asked for", "sizes differ", as one
-        array cannot hold such slices, or "nothing to pack".
+        series: its name. fingerprint: of csv rows, and of the files as they are afterwards. findings: as of
+        :func:`inspect_series`. masks: as in :mod:`.mask_file`. packed: "yes", "not asked for", "nothing to pack",
+        "sizes differ", as one array cannot hold such slices, or "damaged", if it cannot be made again as a whole.
     """
-    pngs, target = PngSeries(os.path.join(job.image_root, job.series.name)), _target(job)
-    pack = _open_packed(target)
-    is_only_copy = pack is not None and not set(pack.numbers) <= set(pngs.numbers)
-    files = pack.source if is_only_copy else _hash([(n, os.path.getsize(pngs.path(n))) for n in pngs.numbers])
-    fingerprint = _hash([VERSION, asdict(job.series), job.lesions, files])
-    is_known = job.done is not None and job.done["fingerprint"] == fingerprint
-    is_up_to_date = is_known and pack is not None and pack.source == files
-    has_to_pack = (job.pack or os.path.exists(target)) and not is_only_copy and not is_up_to_date
-    if is_known and not (has_to_pack and job.done["packed"] in ("yes", "not asked for")):
-        state = job.done["packed"]
-        if pack is not None:
-            state = "yes"
-        elif state == "yes":
-            state = "not asked for"  # and it is gone
-        return {**job.done, "packed": state}
+    if (
+        job.done
+        and job.done["fingerprint"] == _fingerprint(job)
+        and not (job.pack and job.done["packed"] == "not asked for")
+    ):
+        return job.done
+    target = packed_path(_folder(job))
+    has_to_pack = job.pack or os.path.exists(target)
     slices: dict[int, np.ndarray] = {}
     # All slices are kept for the packed file; otherwise only those that masks are made on.
     wanted = {lesion["number"] for lesion in job.lesions}
@@ -107,45 +100,58 @@ def prepare_series(job: Job) -> dict:
         if has_to_pack or number in wanted:
             slices[number] = stored
 
-    findings = inspect_series(job.series, job.image_root, packed=is_only_copy, on_slice=keep)
+    findings = inspect_series(job.series, job.image_root, on_slice=keep)
     masks = [_mask(lesion, slices.get(lesion["number"])) for lesion in job.lesions]
-    packed = "yes" if is_only_copy else "not asked for"
+    packed = "not asked for"
     if has_to_pack:
-        packed = _pack(target, slices, files)
+        packed = _pack(job, slices)
+    if packed == "yes":
+        findings = [finding for finding in findings if finding.kind not in ("packed_damaged", "packed_outdated")]
     return {
         "series": job.series.name,
-        "fingerprint": fingerprint,
+        "fingerprint": _fingerprint(job),
         "findings": [asdict(finding) for finding in findings],
         "masks": masks,
         "packed": packed,
     }
 
 
-def _target(job: Job) -> str:
-    return packed_path(os.path.join(job.image_root, job.series.name))
+def _folder(job: Job) -> str:
+    return os.path.join(job.image_root, job.series.name)
 
 
-def _open_packed(target: str) -> PackedSeries | None:
-    """None where there is none, or a damaged one."""
-    if os.path.exists(target):
-        try:
-            return PackedSeries(target)
-        except UnreadableSlice:
-            pass
-    return None
+def _fingerprint(job: Job) -> str:
+    """Changes with the rows of the series, the names and sizes of the PNG files, and what the packed file holds."""
+    pngs, pack = PngSeries(_folder(job)), _open_packed(job)
+    files = [(number, _size(pngs.path(number))) for number in pngs.numbers]
+    held = [pack.numbers, pack.checksums] if isinstance(pack, PackedSeries) else pack
+    return _hash([VERSION, asdict(job.series), job.lesions, files, held])
 
 
-def _pack(target: str, slices: dict[int, np.ndarray], files: str) -> str:
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else -1  # a link that leads nowhere
+
+
+def _open_packed(job: Job) -> PackedSeries | str:
+    """The packed series, "none" or "damaged"."""
+    target = packed_path(_folder(job))
+    if not os.path.exists(target):
+        return "none"
+    try:
+        return PackedSeries(target)
+    except UnreadableSlice:
+        return "damaged"
+
+
+def _pack(job: Job, slices: dict[int, np.ndarray]) -> str:
     sizes = {image.shape for image in slices.values()}
-    if not sizes:
-        return "nothing to pack"
-    if len(sizes) > 1:
-        if os.path.exists(target):
-            os.remove(target)  # outdated, and its slices are all among the PNG files
-        return "sizes differ"
+    if _open_packed(job) == "damaged" and not job.series.numbers() <= set(slices):
+        return "damaged"  # left for whoever can save the slices that are nowhere else
+    if len(sizes) != 1:
+        return "sizes differ" if sizes else "nothing to pack"
+    target, numbers = packed_path(_folder(job)), sorted(slices)
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    numbers = sorted(slices)
-    write_packed(target, numbers, (slices[number] for number in numbers), source=files)
+    write_packed(target, numbers, (slices[number] for number in numbers))
     return "yes"
 
 

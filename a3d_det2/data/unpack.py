@@ -79,8 +79,8 @@ def _key_slices(path: str) -> ValueError:
     )
 
 
-def series_in_zip(path: str) -> dict[str, list[str]]:
-    """Series name -> members of the zip file that are its slices; other members are not looked at.
+def series_in_zip(path: str) -> dict[str, list[tuple[str, int]]]:
+    """Series name -> members of the zip file that are its slices, and their CRC-32; others are not looked at.
 
     Raises:
         DamagedArchive: if it is no complete zip file.
@@ -88,18 +88,25 @@ def series_in_zip(path: str) -> dict[str, list[str]]:
     """
     members = defaultdict(list)
     with _open(path) as archive:
-        names = archive.namelist()
-    for name in names:
-        match = _MEMBER.search(name)
+        infos = archive.infolist()
+    names = [info.filename for info in infos]
+    for info in infos:
+        match = _MEMBER.search(info.filename)
         if match:
-            members[match[1]].append(name)
+            members[match[1]].append((info.filename, info.CRC))
     if not members and any(_KEY_SLICE.search(name) for name in names):
         raise _key_slices(path)
     return dict(members)
 
 
-def unpack_series(path: str, members: list[str], image_root: str) -> int:
+def unpack_series(path: str, members: list[str], image_root: str, verify: bool = False) -> int:
     """Unpack the slices of a series that are not yet there in full length, each in one step.
+
+    Args:
+        path: of the zip file.
+        members: as of :func:`series_in_zip`.
+        image_root: folder ``Images_png``.
+        verify: whether to compare the checksums of those that are there.
 
     Returns:
         how many were unpacked.
@@ -112,7 +119,8 @@ def unpack_series(path: str, members: list[str], image_root: str) -> int:
         series, name = _MEMBER.search(member).groups()
         target = os.path.join(image_root, series, name)
         info = archive.getinfo(member)
-        if os.path.exists(target) and os.path.getsize(target) == info.file_size:
+        is_there = os.path.exists(target) and os.path.getsize(target) == info.file_size
+        if is_there and not (verify and _checksum(target) != info.CRC):
             continue
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
@@ -125,6 +133,11 @@ def unpack_series(path: str, members: list[str], image_root: str) -> int:
         os.replace(part, target)
         unpacked += 1
     return unpacked
+
+
+def _checksum(path: str) -> int:
+    with open(path, "rb") as f:
+        return zlib.crc32(f.read())
 
 
 def link_series(source: str, image_root: str) -> None:

@@ -26,7 +26,7 @@ def series(tmp_path, write_slice):
     folder = str(tmp_path / "Images_png" / "000001_02_03")
     (tmp_path / "Images_packed").mkdir()
     pngs = PngSeries(folder)
-    write_packed(packed_path(folder), pngs.numbers, map(pngs.read, pngs.numbers), "made of these")
+    write_packed(packed_path(folder), pngs.numbers, map(pngs.read, pngs.numbers))
     assert path.startswith(folder)
     return tmp_path / "Images_packed" / "000001_02_03.b2nd", folder
 
@@ -36,7 +36,6 @@ def test_same_bits(series):
     opened = open_series(folder)
     assert isinstance(opened, PackedSeries)
     assert opened.numbers == NUMBERS
-    assert opened.source == "made of these"
     for number in NUMBERS:
         for verify in (False, True):
             stored = opened.read(number, verify)
@@ -50,7 +49,7 @@ def test_same_bits(series):
 def test_any_size(tmp_path_factory, count, height, width):
     path = str(tmp_path_factory.mktemp("packed") / "x.b2nd")
     images = [noise(k, (height, width)) for k in range(count)]
-    write_packed(path, list(range(count)), images, "")
+    write_packed(path, list(range(count)), images)
     opened = PackedSeries(path)
     assert all(np.array_equal(opened.read(k, True), image) for k, image in enumerate(images))
 
@@ -76,8 +75,8 @@ def test_the_png_files_are_not_needed(series):
 
 
 def test_same_slices_same_bytes(series, tmp_path):
-    write_packed(str(tmp_path / "again"), NUMBERS, map(noise, NUMBERS), "made of these")
-    assert (tmp_path / "again").read_bytes() == series[0].read_bytes()
+    write_packed(str(tmp_path / "000001_02_03.b2nd"), NUMBERS, map(noise, NUMBERS))
+    assert (tmp_path / "000001_02_03.b2nd").read_bytes() == series[0].read_bytes()
 
 
 def test_truncated_wherever_it_ends(series, monkeypatch, caplog):
@@ -116,7 +115,7 @@ def test_a_flipped_bit_is_found_by_the_checksum(series):
 
 def test_slices_of_several_sizes(tmp_path):
     with pytest.raises(ValueError, match=r"x.b2nd: expected slices of size \(4, 5\), got \(5, 4\)"):
-        write_packed(str(tmp_path / "x.b2nd"), [1, 2], [noise(0, (4, 5)), noise(0, (5, 4))], "")
+        write_packed(str(tmp_path / "x.b2nd"), [1, 2], [noise(0, (4, 5)), noise(0, (5, 4))])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,11 +124,19 @@ def test_no_such_slice(series):
         PackedSeries(str(series[0])).read(10)
 
 
+def test_the_packed_file_of_another_series(series):
+    path, _ = series
+    other = path.with_name("000009_01_01.b2nd")
+    path.rename(other)
+    with pytest.raises(UnreadableSlice, match="000009_01_01.b2nd: .* got a damaged file .that of series 000001_02_03"):
+        PackedSeries(str(other))
+
+
 def test_other_files(tmp_path):
     (tmp_path / "text").write_text("no array")
     blosc2.asarray(np.zeros(3), urlpath=str(tmp_path / "array.b2nd"))
     for name in ("text", "array.b2nd"):
         with pytest.raises(UnreadableSlice, match="expected a packed series"):
             PackedSeries(str(tmp_path / name))
-    with pytest.raises(UnreadableSlice, match="expected a packed series"):
+    with pytest.raises(FileNotFoundError):
         PackedSeries(str(tmp_path / "none.b2nd"))

@@ -28,7 +28,7 @@ def archive(tmp_path):
 
 
 def unpack_all(path, root):
-    return sum(unpack_series(path, members, str(root)) for members in series_in_zip(path).values())
+    return sum(unpack_series(path, [m for m, _ in members], str(root)) for members in series_in_zip(path).values())
 
 
 def test_slices_and_nothing_else(archive, tmp_path):
@@ -47,6 +47,14 @@ def test_what_is_there_in_full_is_left_alone(archive, tmp_path):
     assert unpack_all(archive, root) == 2
     assert (root / "000001_01_01" / "103.png").read_bytes() == b"a" * 900
     assert unpack_all(archive, root) == 0
+
+
+def test_wrong_content_of_the_right_length(archive, tmp_path):
+    unpack_all(archive, tmp_path / "out")
+    (tmp_path / "out" / "000002_01_01" / "001.png").write_bytes(b"!" * 700)
+    members = [member for member, _ in series_in_zip(archive)["000002_01_01"]]
+    assert unpack_series(archive, members, str(tmp_path / "out")) == 0
+    assert unpack_series(archive, members, str(tmp_path / "out"), verify=True) == 1
 
 
 def test_a_member_that_would_leave_the_folder_stays_in_it(tmp_path):
@@ -106,7 +114,7 @@ def test_several_processes_unpack_one_archive(tmp_path):
     members = series_in_zip(path)
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
         root = str(tmp_path / "out")
-        done = [pool.submit(unpack_series, path, names, root) for names in members.values()]
+        done = [pool.submit(unpack_series, path, [m for m, _ in names], root) for names in members.values()]
         assert sum(future.result() for future in done) == 600
 
 

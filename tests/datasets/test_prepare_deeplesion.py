@@ -103,11 +103,10 @@ def test_packing_can_come_later_and_png_files_can_go(prepared, downloads, tmp_pa
     prepare(repo, "--output", root, "--pack")
     assert content(root) == content(prepared)
     shutil.rmtree(root / "Images_png")
-    expected = {k: v for k, v in content(prepared).items() if not k.startswith("Images_png")}
-    assert content(root) == expected
     done = prepare(repo, "--output", root)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert content(root) == expected
+    same = [name for name in content(prepared) if name.startswith("Images_packed") or name.endswith("masks.json")]
+    assert {name: content(root)[name] for name in same} == {name: content(prepared)[name] for name in same}
     done = subprocess.run(
         [sys.executable, repo / "datasets" / "check_deeplesion.py", "--root", root], capture_output=True, cwd=repo
     )
@@ -134,25 +133,51 @@ def test_changed_data_are_looked_at_again(prepared, copy, repo):
     truncate(data.path(row, 1))
     done = prepare(repo, "--output", copy, "--pack")
     assert done.returncode == 0
-    assert "1 slices that are no complete PNG" in done.stdout
+    assert "1 PNG files that are damaged" in done.stdout
     changed = {name for name, digest in content(copy).items() if content(prepared)[name] != digest}
-    series = data.path(row).parent.name
-    slice_name = os.path.relpath(data.path(row, 1), copy)
-    assert changed == {slice_name, f"Images_packed/{series}.b2nd", "check.json", "prepare.jsonl"}
+    assert changed == {os.path.relpath(data.path(row, 1), copy), "check.json", "prepare.jsonl"}
+
+
+def test_a_slice_that_only_the_packed_series_has_is_not_lost(prepared, copy, repo):
+    """Whatever becomes of its PNG file."""
+    data = Dataset(copy)
+    path = data.path(data.key_slices(1)[0])
+    stored = path.read_bytes()
+    packed = copy / "Images_packed" / f"{path.parent.name}.b2nd"
+    check = [sys.executable, repo / "datasets" / "check_deeplesion.py", "--root", copy]
+    truncate(path)
+    for options in ((), ("--again",)):
+        done = prepare(repo, "--output", copy, *options)
+        assert done.returncode == 0
+        assert "[png_damaged]" in done.stdout
+        assert packed.read_bytes() == (prepared / "Images_packed" / packed.name).read_bytes()
+        assert "[png_damaged]" in subprocess.run(check, capture_output=True, text=True, cwd=repo).stdout
+    path.write_bytes(stored)
+    assert prepare(repo, "--output", copy).returncode == 0
+    assert content(copy) == content(prepared)
+
+
+def test_a_damaged_packed_series_that_may_be_the_only_copy_is_left(prepared, copy, repo):
+    data = Dataset(copy)
+    path = data.path(data.key_slices(1)[0])
+    path.unlink()
+    packed = copy / "Images_packed" / f"{path.parent.name}.b2nd"
+    truncate(packed)
+    rest = packed.read_bytes()
+    done = prepare(repo, "--output", copy)
+    assert done.returncode == 1
+    assert "[packed_damaged]" in done.stdout
+    assert packed.read_bytes() == rest
 
 
 def test_an_unreadable_key_slice_has_no_mask(prepared, copy, repo):
     data = Dataset(copy)
+    shutil.rmtree(copy / "Images_packed")
     truncate(data.path(data.key_slices(1)[0]))
     done = prepare(repo, "--output", copy)
     assert done.returncode == 1
     assert "key slices that are no complete PNG" in done.stdout
     assert "none" in [mask["source"] for mask in json.loads((copy / "weak_masks.json").read_text())["masks"]]
-    # What was packed is kept up to date without being asked for.
-    check = [sys.executable, repo / "datasets" / "check_deeplesion.py", "--root", copy]
-    done = subprocess.run(check, capture_output=True, text=True, cwd=repo)
-    assert "key_slice_unreadable" in done.stdout
-    assert "packed_outdated" not in done.stdout
 
 
 def test_killed_between_packing_and_its_record(prepared, downloads, tmp_path, repo):
@@ -190,7 +215,8 @@ def test_packed_slices_whose_png_files_went_are_the_only_copy(prepared, copy, re
         paths = sorted(data.path(row).parent.iterdir())
         for path in paths if what == "all" else paths[:3]:
             path.unlink()
-    before = {name: digest for name, digest in content(copy).items() if not name.startswith("Images_png")}
+    files = ("Images_packed", "weak_masks", "check")
+    before = {name: digest for name, digest in content(copy).items() if name.startswith(files)}
     for options in ((), ("--pack",), ("--pack", "--again")):
         done = prepare(repo, "--output", copy, *options)
         assert done.returncode == 0, done.stdout
