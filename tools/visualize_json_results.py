@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 import a3d_det2  # noqa: F401  registers the datasets
-from a3d_det2.data.slices import read_slice
+from a3d_det2.data import load_slice_stack
 from a3d_det2.evaluation.visualization import plot_key_slices
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     for image in tqdm(DatasetCatalog.get(args.dataset)[: args.limit], desc="pictures"):
         boxes = np.array([a["bbox"] for a in image.get("annotations", ())])
         name = image["image_id"].removesuffix(".png")
-        sample = (name, read_slice(image["file_name"]), boxes, np.array(detections[image["image_id"]]))
+        sample = (name, load_slice_stack(image["file_name"], 1, 1.0)[0], boxes, np.array(detections[image["image_id"]]))
         plot_key_slices([sample]).savefig(os.path.join(args.output, f"{name}.png"), dpi=150)
         samples = [*samples, sample][:12]
     overview = os.path.join(args.output, "overview.png")

@@ -173,7 +173,7 @@ def _check_row(row: Row, record: dict) -> Iterable[Finding]:
         yield Finding("spacing_invalid", where, f"{row.image_id}: {row.values['Spacing_mm_px_']}")
     elif not all(low <= value <= high for value, (low, high) in zip(spacing, limits, strict=True)):
         yield Finding("spacing_outlier", where, f"{row.image_id}: {row.values['Spacing_mm_px_']}")
-    key, (first, last) = _number(record), record["slice_range"]
+    key, (first, last) = key_number(record), record["slice_range"]
     if key in (first, last):
         yield Finding("key_slice_at_end", where, f"{row.image_id}: Slice_range {first}, {last}")
     elif not first < key < last:
@@ -190,7 +190,7 @@ def _check_row(row: Row, record: dict) -> Iterable[Finding]:
             )
 
 
-def _number(record: dict) -> int:
+def key_number(record: dict) -> int:
     return int(os.path.splitext(os.path.basename(record["file_name"]))[0])
 
 
@@ -225,27 +225,28 @@ def group_by_series(records: list[dict]) -> list[SeriesAnnotations]:
     return [
         SeriesAnnotations(
             name,
-            {_number(record): (record["height"], record["width"]) for record in group},
+            {key_number(record): (record["height"], record["width"]) for record in group},
             tuple(sorted({record["slice_range"] for record in group})),
         )
         for name, group in sorted(groups.items())
     ]
 
 
-def inspect_series(series: SeriesAnnotations, image_root: str, packed: bool = True, on_slice=None) -> list[Finding]:
+def inspect_series(series: SeriesAnnotations, image_root: str, on_slice=None) -> list[Finding]:
     """Decode every slice of a series that is on disk, and look for those that are not.
+
+    Where there is a packed series, its checksums are looked at, and whether it holds what the PNG files do; a slice of
+    which there is no PNG file, or a damaged one, is taken from it.
 
     Args:
         series: what the csv says.
         image_root: folder ``Images_png``.
-        packed: whether to look at the packed series as well: its checksums, and whether it holds what the PNG files do.
-            A slice of which there is no PNG file, or a damaged one, is taken from it.
         on_slice: called with number and (H, W) uint16 for each slice that is as it should be.
     """
     findings = []
     pngs, pack = PngSeries(os.path.join(image_root, series.name)), None
     target = packed_path(os.path.join(image_root, series.name))
-    if packed and os.path.exists(target):
+    if os.path.exists(target):
         try:
             pack = PackedSeries(target)
         except UnreadableSlice as error:

@@ -122,13 +122,8 @@ class PackedSeries:
             "datasets/prepare_deeplesion.py --pack again, or remove it."
         )
 
-    @property
-    def checksums(self) -> list[int]:
-        """CRC-32 of each slice, as they were written."""
-        return list(self._checksums)
-
     def checksum(self, number: int) -> int:
-        """That of one slice."""
+        """CRC-32 of a slice, as it was written."""
         return self._checksums[self._index[number]]
 
     def path(self, number: int) -> str:

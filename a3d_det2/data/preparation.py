@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import cv2
 import numpy as np
 
-from .integrity import Finding, SeriesAnnotations, group_by_series, inspect_series, series_name
+from .integrity import Finding, SeriesAnnotations, group_by_series, inspect_series, key_number, series_name
 from .mask_file import encode_mask
 from .packed import PackedSeries, packed_path, write_packed
 from .png import UnreadableSlice, to_hu
@@ -62,7 +62,7 @@ def make_jobs(records: list[dict], image_root: str, pack: bool, done: dict[str, 
             {
                 "row": lesion["row"],
                 "image_id": record["image_id"],
-                "number": int(os.path.splitext(os.path.basename(record["file_name"]))[0]),
+                "number": key_number(record),
                 "bbox": lesion["bbox"],
                 "recist": lesion["recist"],
             }
@@ -124,7 +124,7 @@ def _fingerprint(job: Job) -> str:
     """Changes with the rows of the series, the names and sizes of the PNG files, and what the packed file holds."""
     pngs, pack = PngSeries(_folder(job)), _open_packed(job)
     files = [(number, _size(pngs.path(number))) for number in pngs.numbers]
-    held = [pack.numbers, pack.checksums] if isinstance(pack, PackedSeries) else pack
+    held = [(n, pack.checksum(n)) for n in pack.numbers] if isinstance(pack, PackedSeries) else pack
     return _hash([VERSION, asdict(job.series), job.lesions, files, held])
 
 
