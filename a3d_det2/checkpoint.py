@@ -194,8 +194,11 @@ class BestCheckpointer(HookBase):
             self._keep_if_best()
 
     def _keep_if_best(self) -> None:
+        if self._metric not in self.trainer.storage.latest():
+            self._logger.warning(f"The evaluation has no {self._metric}: no lesions? There is no model_best.pth.")
+            return
         value, iteration = self.trainer.storage.latest()[self._metric]
-        if value > self._best:  # never for NaN: the metric of a split without lesions
+        if value > self._best:
             self._best = value
             self._checkpointer.save("model_best", tag=False, iteration=iteration, **{self._metric: value})
         self._logger.info(f"{self._metric} = {value:.4f} at iteration {iteration}; the best so far is {self._best:.4f}")

@@ -1,8 +1,11 @@
-"""Dataset dicts -> COCO's annotation format, with what DeepLesion knows beside it as extra fields."""
+"""Dataset dicts <-> COCO's annotation format, with what DeepLesion knows beside it as extra fields."""
 
+import json
 import math
 import os
 from collections.abc import Iterable
+
+_XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS, which this module cannot import
 
 
 def to_coco(records: list[dict], image_root: str) -> dict:
@@ -60,6 +63,87 @@ def _annotation(lesion: dict, spacing: tuple[float, float]) -> dict:
         annotation["segmentation"] = lesion["segmentation"]
         annotation["area"] = int(mask.area(lesion["segmentation"]))
     return annotation
+
+
+def read_coco(path: str, image_root: str = "") -> list[dict]:
+    """Read COCO's annotation format as dataset dicts, the reverse of :func:`to_coco`.
+
+    Args:
+        path: of the JSON file. Every category counts as lesion.
+        image_root: what file names are relative to.
+
+    Returns:
+        dicts as of :func:`load_deeplesion`, each with file_name, image_id, height, width and annotations (bbox as x1,
+        y1, x2, y2, and segmentation where there is one); patient, slice_interval, spacing, slice_range, recist,
+        diameters and lesion_type only where the file has them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not in this format: a key is missing, an id occurs twice, an annotation is of an unknown
+            image, a box is no box, or an annotation is a crowd, which no lesion is. The message names file and entry.
+    """
+    try:
+        with open(path, encoding="utf-8") as f:
+            coco = json.load(f)
+        images, annotations = coco["images"], coco["annotations"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected COCO's annotation format, a JSON object with images and annotations "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    records = {}
+    for image in _entries(images, "images", ("id", "file_name", "width", "height"), path):
+        record = {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+            "annotations": [],
+        }
+        if "slice_interval" in image:
+            record["slice_interval"] = _number(image["slice_interval"])
+        if "spacing" in image:
+            record["spacing"] = tuple(map(_number, image["spacing"]))
+        records[image["id"]] = {**record, **{k: image[k] for k in ("patient", "slice_range") if k in image}}
+    for annotation in _entries(annotations, "annotations", ("id", "image_id", "bbox"), path):
+        name = f"{path}, annotation {annotation['id']}"
+        if annotation["image_id"] not in records:
+            raise ValueError(f"{name}: there is no image {annotation['image_id']!r}.")
+        if annotation.get("iscrowd"):
+            raise ValueError(f"{name}: expected a lesion, got a crowd (iscrowd = {annotation['iscrowd']}).")
+        lesion = {"bbox": _xyxy(annotation["bbox"], name), "bbox_mode": _XYXY_ABS, "category_id": 0, "iscrowd": 0}
+        if "diameters" in annotation:
+            lesion["diameters"] = tuple(map(_number, annotation["diameters"]))
+        for key in ("row", "recist", "lesion_type", "segmentation"):
+            if key in annotation:
+                lesion[key] = annotation[key]
+        records[annotation["image_id"]]["annotations"].append(lesion)
+    return list(records.values())
+
+
+def _entries(entries, kind: str, keys: tuple[str, ...], path: str) -> list[dict]:
+    seen = set()
+    for i, entry in enumerate(entries):
+        missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if missing:
+            raise ValueError(f"{path}, entry {i} of {kind}: expected {', '.join(keys)}; {', '.join(missing)} missing.")
+        if not isinstance(entry["id"], (int, str)) or entry["id"] in seen:
+            raise ValueError(f"{path}, entry {i} of {kind}: expected an id that occurs once, got {entry['id']!r}.")
+        seen.add(entry["id"])
+    return entries
+
+
+def _xyxy(bbox, name: str) -> list[float]:
+    is_box = isinstance(bbox, list) and len(bbox) == 4
+    is_box = is_box and all(isinstance(value, (int, float)) and math.isfinite(value) for value in bbox)
+    if not is_box or bbox[2] < 0 or bbox[3] < 0:
+        raise ValueError(f"{name}: expected a bbox of x, y, width and height, got {bbox!r}.")
+    x, y, width, height = bbox
+    return [x, y, x + width, y + height]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _finite(values: Iterable[float]) -> list[float | None]:

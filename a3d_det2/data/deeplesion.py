@@ -7,7 +7,7 @@ import logging
 import math
 import os
 
-from .dl_info import SPLITS, read_rows
+from .dl_info import LESION_TYPES, SPLITS, read_rows
 from .mask_file import MASK_FILE, read_masks
 from .splits import rows_of_split, split_files
 
@@ -94,7 +94,11 @@ def register_deeplesion(name: str, csv_path: str, image_root: str, split: str, *
 
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
-        thing_classes=["lesion"], evaluator_type="deeplesion", csv_file=csv_path, image_root=image_root
+        thing_classes=["lesion"],
+        evaluator_type="deeplesion",
+        csv_file=csv_path,
+        image_root=image_root,
+        lesion_types=LESION_TYPES,
     )
 
 

@@ -4,33 +4,39 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from tabulate import tabulate
 
-from .froc import AVERAGED_FPS, FPS_PER_IMAGE, FrocCurve, froc_curve
+from .detections import detections_from_results
+from .froc import FPS_PER_IMAGE
+from .matching import MatchRule
+from .summary import Evaluation, nan_to_none
+from .tables import score_table
 from .visualization import plot_froc
 
-# Slice thickness strata of the DeepLesion papers; a series without a valid interval is in neither.
-STRATA: dict[str, Callable[[dict], bool]] = {
-    "all": lambda image: True,
-    "<= 2 mm": lambda image: 0 < image["slice_interval"] <= 2,
-    "> 2 mm": lambda image: image["slice_interval"] > 2,
+# Averages by stratum among the metrics; without "-", which some of Detectron2's writers hide.
+STRATUM_METRICS = {
+    "avg_thin": ("slice thickness", "<= 2 mm"),
+    "avg_thick": ("slice thickness", "> 2 mm"),
+    "avg_small": ("lesion diameter", "< 10 mm"),
+    "avg_medium": ("lesion diameter", "10 to 30 mm"),
+    "avg_large": ("lesion diameter", "> 30 mm"),
 }
 
 
 class DeepLesionEvaluator(DatasetEvaluator):
-    """FROC of a dataset whose dicts come from :func:`load_deeplesion`; see :mod:`a3d_det2.evaluation.froc`.
+    """FROC, with COCO's AP50 beside it, of a dataset whose dicts come from :func:`load_deeplesion`.
 
     It writes to ``output_dir``:
-        froc.json: sensitivities, their average over 0.5, 1, 2 and 4 FPs per image, also by slice thickness.
-        froc.png: the curves.
+        froc.json: all that :meth:`.Evaluation.summary` says: sensitivities, their average over 0.5, 1, 2 and 4 FPs per
+            image, by stratum, with confidence intervals; score thresholds; AP50; the quality of masks.
+        froc.png: the curves of all slices and by slice thickness.
         coco_instances_results.json: all detections, in COCO's results format; ``image_id`` is the File_name.
+            ``tools/evaluate.py`` scores it again, by any rule, compares it with others and makes the report.
     """
 
     def __init__(
@@ -39,25 +45,27 @@ class DeepLesionEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         *,
         distributed: bool = True,
-        iou_threshold: float = 0.5,
+        rule: MatchRule | None = None,
         fps_per_image: Sequence[float] = FPS_PER_IMAGE,
+        resamples: int = 1000,
     ):
         """
         Args:
             dataset_name: a registered dataset; its annotations are the ground truth. A dict without annotations is an
-                image without lesions.
+                image without lesions. ``lesion_types`` of its metadata names the lesion types.
             output_dir: where to write; None writes nothing.
             distributed: gather the detections of all processes and evaluate in the main process; otherwise each
                 process evaluates its own.
-            iou_threshold: lowest IoU of a hit.
+            rule: what a hit is; None is the published one.
             fps_per_image: where to report the sensitivity.
+            resamples: of the bootstrap over patients that the confidence intervals are made by; 0 gives none.
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir
         self._distributed = distributed
-        self._iou_threshold = iou_threshold
-        self._fps_per_image = tuple(fps_per_image)
+        self._settings = {"rule": rule, "fps_per_image": fps_per_image, "resamples": resamples}
         self._images = DatasetCatalog.get(dataset_name)
+        self._lesion_types = MetadataCatalog.get(dataset_name).get("lesion_types")
         self._logger = logging.getLogger(__name__)
         self.reset()
 
@@ -76,8 +84,11 @@ class DeepLesionEvaluator(DatasetEvaluator):
     def evaluate(self) -> OrderedDict:
         """
         Returns:
-            {"froc": {"avg": ..., "sensitivity_0.5": ..., ..., "avg_thin": ..., "avg_thick": ...}}, all in [0, 1], in
-            the main process; {} in the others. NaN where a stratum has no lesions.
+            In the main process; {} in the others. What has no lesions has no value and is left out.
+                froc: avg, sensitivity_0.5, ..., and avg_thin, avg_thick (slices up to and above 2 mm), avg_small,
+                    avg_medium, avg_large (lesions below 10 mm, to 30 mm, above), in [0, 1].
+                bbox: AP50, in percent.
+                masks, with predicted masks: dice, diameter_error_mm (absolute), means over the lesions found.
 
         Raises:
             ValueError: if a detection is on an image that the dataset does not have.
@@ -88,87 +99,39 @@ class DeepLesionEvaluator(DatasetEvaluator):
             results = list(itertools.chain.from_iterable(comm.gather(results, dst=0)))
             if not comm.is_main_process():
                 return OrderedDict()
-        curves = self._curves(results)
-        report = self._report(curves)
-        self._log(report)
+        image_ids = [image["image_id"] for image in self._images]
+        detections = detections_from_results(results, image_ids, f"results on {self._dataset_name}")
+        for warning in detections.warnings:
+            self._logger.warning(warning)
+        evaluation = Evaluation(self._images, detections, lesion_types=self._lesion_types, **self._settings)
+        summary = {"dataset": self._dataset_name, **evaluation.summary()}
+        self._logger.info(f"Sensitivity (%) at false positives per image:\n{score_table(summary)}")
         if self._output_dir:
-            self._write(results, curves, report)
-        strata = report["strata"]
-        return OrderedDict(
-            froc={
-                "avg": report["average"],
-                **{
-                    f"sensitivity_{fps:g}": s for fps, s in zip(self._fps_per_image, report["sensitivity"], strict=True)
-                },
-                "avg_thin": strata["<= 2 mm"]["average"],
-                "avg_thick": strata["> 2 mm"]["average"],
-            }
-        )
+            self._write(results, evaluation, summary)
+        return self._metrics(summary)
 
-    def _curves(self, results: list[dict]) -> dict[str, FrocCurve]:
-        detections = {image["image_id"]: [] for image in self._images}
-        for result in results:
-            if result["image_id"] not in detections:
-                raise ValueError(
-                    f"Detection on image {result['image_id']!r}, which dataset {self._dataset_name} does not have."
-                )
-            x, y, width, height = result["bbox"]
-            detections[result["image_id"]].append((x, y, x + width, y + height, result["score"]))
-        curves = {}
-        for name, contains in STRATA.items():
-            images = [image for image in self._images if contains(image)]
-            curves[name] = froc_curve(
-                [np.array(detections[image["image_id"]]) for image in images],
-                [np.array([a["bbox"] for a in image.get("annotations", ())]) for image in images],
-                self._iou_threshold,
-            )
-        return curves
+    def _metrics(self, summary: dict) -> OrderedDict:
+        froc = {"avg": summary["average"]}
+        for level, sensitivity in zip(summary["fps_per_image"], summary["sensitivity"], strict=True):
+            froc[f"sensitivity_{level:g}"] = sensitivity
+        for name, (group, stratum) in STRATUM_METRICS.items():
+            if group in summary["strata"]:
+                froc[name] = summary["strata"][group][stratum]["average"]
+        metrics = {"froc": froc, "bbox": {"AP50": summary["AP50"]}}
+        if "masks" in summary:
+            masks = summary["masks"]
+            error = masks["absolute_diameter_error_mm"]["mean"]
+            metrics["masks"] = {"dice": masks["dice"]["mean"], "diameter_error_mm": error}
+        known = {task: {k: v for k, v in values.items() if not math.isnan(v)} for task, values in metrics.items()}
+        return OrderedDict((task, values) for task, values in known.items() if values)
 
-    def _report(self, curves: dict[str, FrocCurve]) -> dict:
-        strata = {
-            name: {
-                "num_images": curve.num_images,
-                "num_lesions": curve.num_lesions,
-                "sensitivity": curve.at(self._fps_per_image).tolist(),
-                "average": float(curve.at(AVERAGED_FPS).mean()),
-            }
-            for name, curve in curves.items()
-        }
-        return {
-            "dataset": self._dataset_name,
-            "iou_threshold": self._iou_threshold,
-            "fps_per_image": list(self._fps_per_image),
-            "averaged_fps_per_image": list(AVERAGED_FPS),
-            **strata.pop("all"),
-            "strata": strata,
-        }
-
-    def _log(self, report: dict) -> None:
-        rows = [
-            [name, stratum["num_images"], stratum["num_lesions"]]
-            + [f"{100 * s:.2f}" for s in (*stratum["sensitivity"], stratum["average"])]
-            for name, stratum in (("all", report), *report["strata"].items())
-        ]
-        header = ["slices", "images", "lesions", *(f"{fps:g}" for fps in self._fps_per_image), "Avg."]
-        self._logger.info(
-            f"Sensitivity (%) at false positives per image, IoU >= {self._iou_threshold}; Avg. over "
-            f"{', '.join(f'{fps:g}' for fps in AVERAGED_FPS)}:\n" + tabulate(rows, header, disable_numparse=True)
-        )
-
-    def _write(self, results: list[dict], curves: dict[str, FrocCurve], report: dict) -> None:
+    def _write(self, results: list[dict], evaluation: Evaluation, summary: dict) -> None:
         os.makedirs(self._output_dir, exist_ok=True)
-        for name, content in (("coco_instances_results.json", results), ("froc.json", _nan_to_none(report))):
+        for name, content in (("coco_instances_results.json", results), ("froc.json", nan_to_none(summary))):
             with open(os.path.join(self._output_dir, name), "w") as f:
                 json.dump(content, f, indent=2 if name == "froc.json" else None)
-        path = os.path.join(self._output_dir, "froc.png")
-        plot_froc(curves).savefig(path, dpi=150)
+        curves = {"all": evaluation.curve()}
+        for name, stratum in evaluation.strata.get("slice thickness", {}).items():
+            curves[name] = evaluation.curve(stratum)
+        plot_froc(curves).savefig(os.path.join(self._output_dir, "froc.png"), dpi=150)
         self._logger.info(f"Wrote froc.json, froc.png and coco_instances_results.json to {self._output_dir}")
-
-
-def _nan_to_none(value):
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,7 +1,6 @@
 import json
 import math
 
-import numpy as np
 import pytest
 
 pytest.importorskip("detectron2")
@@ -22,7 +21,13 @@ def dataset(request):
 
     def register(images):
         records = [
-            {"image_id": f"{i}.png", "slice_interval": interval, "annotations": [{"bbox": b} for b in boxes]}
+            {
+                "image_id": f"{i}.png",
+                "slice_interval": interval,
+                "height": 100,
+                "width": 100,
+                "annotations": [{"bbox": b} for b in boxes],
+            }
             for i, (interval, boxes) in enumerate(images)
         ]
         DatasetCatalog.register(name, lambda: records)
@@ -55,7 +60,8 @@ def test_scores_writes_and_reports_by_thickness(dataset, tmp_path):
     assert (report["num_images"], report["num_lesions"], report["fps_per_image"]) == (3, 3, [0.5, 1, 2, 4, 8, 16])
     assert report["sensitivity"] == pytest.approx([1 / 3] * 6)
     assert report["average"] == pytest.approx(1 / 3)
-    assert {name: (s["num_images"], s["num_lesions"]) for name, s in report["strata"].items()} == {
+    thickness = report["strata"]["slice thickness"]
+    assert {name: (s["num_images"], s["num_lesions"]) for name, s in thickness.items()} == {
         "<= 2 mm": (1, 1),
         "> 2 mm": (1, 2),
     }
@@ -67,11 +73,10 @@ def test_scores_writes_and_reports_by_thickness(dataset, tmp_path):
 
 def test_nothing_detected_and_no_lesions(dataset, tmp_path):
     evaluator = DeepLesionEvaluator(dataset([(1.0, []), (1.0, [])]), str(tmp_path))
-    froc = evaluator.evaluate()["froc"]
-    assert np.isnan(list(froc.values())).all()
+    assert evaluator.evaluate() == {}
     assert json.loads((tmp_path / "froc.json").read_text())["average"] is None
     evaluator.reset()
-    assert np.isnan(evaluator.evaluate()["froc"]["avg"])
+    assert evaluator.evaluate() == {}
 
 
 def test_images_without_detections_count(dataset):
@@ -86,14 +91,14 @@ def test_dicts_without_annotations_have_no_lesions():
     DatasetCatalog.register("evaluation_bare", lambda: [{"image_id": "0.png", "slice_interval": 1.0}])
     evaluator = DeepLesionEvaluator("evaluation_bare")
     evaluator.process([{"image_id": "0.png"}], [output((A, 0.5))])
-    assert math.isnan(evaluator.evaluate()["froc"]["avg"])
+    assert evaluator.evaluate() == {}
     DatasetCatalog.pop("evaluation_bare")
 
 
 def test_unknown_image(dataset):
     evaluator = DeepLesionEvaluator(dataset([(1.0, [A])]))
     evaluator.process([{"image_id": "9.png"}], [output((A, 0.5))])
-    with pytest.raises(ValueError, match="image '9.png', which dataset evaluation_.* does not have"):
+    with pytest.raises(ValueError, match="entry 0: expected an image .* such as '0.png'; got '9.png'"):
         evaluator.evaluate()
 
 

@@ -1,0 +1,189 @@
+"""The detections of a split, read from results in COCO's format or CSV, with every entry checked.
+
+An entry that cannot be understood is an error that names it. What can be understood but is suspicious is counted in a
+warning, and takes part as the rule of the metric says.
+"""
+
+import csv
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+
+from .matching import is_box
+
+CSV_COLUMNS = ("image_id", "x1", "y1", "x2", "y2", "score")
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of all images, in the order of the results.
+
+    Attributes:
+        image: (n,) int64, index of each detection's image.
+        boxes: (n, 4) float64 XYXY in absolute pixels.
+        scores: (n,) float64, none of them NaN.
+        masks: (n,) COCO's run-length encoding of each, or None where it has no mask.
+        warnings: what is suspicious, with how often.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    masks: list[dict | None]
+    warnings: list[str]
+
+
+def read_detections(path: str, image_ids: Sequence) -> Detections:
+    """Read ``coco_instances_results.json``, or a CSV file with the columns image_id, x1, y1, x2, y2, score.
+
+    Args:
+        path: of the file; a name that ends in ``.csv`` is CSV, with XYXY boxes in 0-based absolute pixels.
+        image_ids: of the ground truth; those of a CSV file are compared as text.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be understood; the message names the file and entry.
+    """
+    if path.endswith(".csv"):
+        return _read_csv(path, image_ids)
+    try:
+        with open(path, encoding="utf-8") as f:
+            results = json.load(f)
+    except ValueError as error:  # of JSON or UTF-8
+        raise ValueError(f"{path}: expected detections as JSON, got a damaged file ({error}).") from error
+    return detections_from_results(results, image_ids, path)
+
+
+def detections_from_results(results: list[dict], image_ids: Sequence, source: str = "results") -> Detections:
+    """
+    Args:
+        results: in COCO's results format: dicts with image_id, bbox (x, y, width, height), score and, with masks,
+            segmentation. The category is not looked at.
+        image_ids: of the ground truth.
+        source: what to call them in errors.
+
+    Raises:
+        ValueError: if an entry has not these keys, its score or box is no number, or its image is unknown.
+    """
+    if not isinstance(results, list):
+        raise ValueError(f"{source}: expected a list of detections, got {_kind(results)}.")
+    columns = [_column(results, key, source) for key in ("image_id", "bbox", "score")]
+    ids, bboxes, scores = columns
+    scores = _numbers(scores, source, "a number as the score")
+    for i, box in enumerate(bboxes):
+        if not isinstance(box, (list, tuple)) or len(box) != 4:
+            raise ValueError(f"{source}, entry {i}: expected a bbox of 4 numbers, got {box!r}.")
+    flat = list(itertools.chain.from_iterable(bboxes))
+    boxes = _numbers(flat, source, "a bbox of 4 numbers", per_entry=4).reshape(-1, 4)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        boxes[:, 2:] += boxes[:, :2]
+    image = _image_indices(ids, {image_id: i for i, image_id in enumerate(image_ids)}, source)
+    masks = [result.get("segmentation") for result in results]
+    for i, mask in enumerate(masks):
+        if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
+            raise ValueError(f"{source}, entry {i}: expected the segmentation as run-length encoding, got {mask!r}.")
+    warnings = _repeated_ids(results) + _several_categories(results)
+    return _detections(image, boxes, scores, masks, warnings)
+
+
+def _read_csv(path: str, image_ids: Sequence) -> Detections:
+    with open(path, newline="", encoding="utf-8-sig") as f:
+        try:
+            reader = csv.DictReader(f)
+            missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(
+                    f"{path}: expected the columns {', '.join(CSV_COLUMNS)}; {', '.join(missing)} missing."
+                )
+            rows = [[row[name] for name in CSV_COLUMNS] for row in reader]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected a CSV file in UTF-8, got other bytes ({error}).") from error
+    numbers = np.empty((len(rows), 5))
+    for i, (_, *values) in enumerate(rows):
+        try:
+            numbers[i] = [float(value) for value in values]
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}, entry {i}: expected numbers as x1, y1, x2, y2, score, got {values}.") from None
+    index = {str(image_id): i for i, image_id in enumerate(image_ids)}
+    image = _image_indices([row[0] for row in rows], index, path)
+    return _detections(image, numbers[:, :4], numbers[:, 4], [None] * len(rows), [])
+
+
+def _detections(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, masks: list, warnings: list) -> Detections:
+    counted = (
+        (np.isnan(scores), "have NaN as their score; without a place in the order they are left out"),
+        (~is_box(boxes), "have a box that is not finite or of negative size; they count as false positives"),
+        (_repeated(image, boxes, scores), "repeat another with the same image, box and score; they all count"),
+    )
+    warnings = warnings + [f"{bad.sum()} of {len(bad)} detections {what}." for bad, what in counted if bad.any()]
+    known = ~np.isnan(scores)
+    masks = [mask for mask, keep in zip(masks, known, strict=True) if keep]
+    return Detections(image[known], boxes[known], scores[known], masks, warnings)
+
+
+def _column(results: list[dict], key: str, source: str) -> list:
+    try:
+        return [result[key] for result in results]
+    except (KeyError, TypeError, IndexError):
+        for i, result in enumerate(results):
+            if not isinstance(result, dict) or key not in result:
+                got = f"the keys {', '.join(result)}" if isinstance(result, dict) else _kind(result)
+                raise ValueError(f"{source}, entry {i}: expected image_id, bbox and score, got {got}.") from None
+        raise
+
+
+def _numbers(values: list, source: str, expected: str, per_entry: int = 1) -> np.ndarray:
+    """float64, of numbers alone: NumPy would also read them from text."""
+    kinds = set(map(type, values))
+    if not all(issubclass(kind, Real) and kind is not bool for kind in kinds):
+        for i, value in enumerate(values):
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise ValueError(f"{source}, entry {i // per_entry}: expected {expected}, got {value!r}.")
+    try:
+        return np.array(values, dtype=np.float64)
+    except OverflowError as error:
+        raise ValueError(f"{source}: expected {expected}, got one that no float holds ({error}).") from error
+
+
+def _image_indices(ids: list, index: dict, source: str) -> np.ndarray:
+    try:
+        return np.array([index[image_id] for image_id in ids], dtype=np.int64)
+    except (KeyError, TypeError):  # TypeError: a list cannot be looked up
+        known = "none" if not index else f"{len(index)} images, such as {next(iter(index))!r}"
+        for i, image_id in enumerate(ids):
+            try:
+                index[image_id]
+            except (KeyError, TypeError):
+                raise ValueError(
+                    f"{source}, entry {i}: expected an image of the ground truth, which has {known}; got {image_id!r}."
+                ) from None
+        raise
+
+
+def _repeated_ids(results: list[dict]) -> list[str]:
+    ids = [str(result["id"]) for result in results if "id" in result]
+    repeated = len(ids) - len(set(ids))
+    return [f"{repeated} of {len(results)} detections have an id that another has; ids are not used."] * bool(repeated)
+
+
+def _several_categories(results: list[dict]) -> list[str]:
+    categories = {str(result.get("category_id")) for result in results}
+    if len(categories) < 2:
+        return []
+    return [f"The detections have {len(categories)} categories, which are not told apart: each is a lesion."]
+
+
+def _repeated(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(n,) bool: an earlier one is the same."""
+    rows = np.ascontiguousarray(np.column_stack([image, boxes, scores]))
+    repeated = np.ones(len(rows), dtype=bool)
+    repeated[np.unique(rows.view(f"V{rows.dtype.itemsize * rows.shape[1]}"), return_index=True)[1]] = False
+    return repeated
+
+
+def _kind(value) -> str:
+    return {dict: "an object", list: "a list", str: "text"}.get(type(value), repr(value))

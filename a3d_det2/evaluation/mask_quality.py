@@ -1,0 +1,95 @@
+"""How well predicted masks outline the lesions that were found."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from .detections import Detections
+from .matching import Matches
+from .strata import long_diameter
+
+
+@dataclass(frozen=True)
+class MaskQuality:
+    """Of the lesions that a detection with a mask hits; the first one to hit a lesion is taken.
+
+    Attributes:
+        image: (k,) index of each lesion's image.
+        dice: (k,) with the lesion's mask; NaN where it has none.
+        diameter_error: (k,) mm, long diameter of the predicted mask minus that of the annotation; NaN where that is
+            not known.
+    """
+
+    image: np.ndarray
+    dice: np.ndarray
+    diameter_error: np.ndarray
+
+
+def mask_quality(images: list[dict], matches: Matches, detections: Detections) -> MaskQuality:
+    """
+    Args:
+        images: dataset dicts as of :func:`load_deeplesion`, with ``segmentation`` (RLE or polygons) where there are
+            masks.
+        matches: of their lesions, one image after the other, and the detections.
+
+    Raises:
+        ValueError: if a predicted mask has not the size of its image, or cannot be decoded.
+    """
+    lesions = [lesion for image in images for lesion in image.get("annotations", ())]
+    rows = []
+    for lesion, index, rank in zip(lesions, matches.lesion_image, matches.hit_by, strict=True):
+        predicted = None if rank == len(matches.detection) else detections.masks[matches.detection[rank]]
+        if predicted is None:
+            continue
+        image = images[index]
+        mask = _decode(predicted, image)
+        dice = np.nan
+        if lesion.get("segmentation"):
+            iou = coco_mask.iou([predicted], [_encode(lesion["segmentation"], image)], [0]).item()
+            dice = 2 * iou / (1 + iou)
+        annotated = long_diameter(image, lesion)
+        measured = np.nan if np.isnan(annotated) else mask_diameter(mask, image["spacing"])
+        rows.append((index, dice, measured - annotated))
+    index, dice, error = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    return MaskQuality(index.astype(np.int64), dice, error)
+
+
+def mask_diameter(mask: np.ndarray, spacing: tuple[float, float]) -> float:
+    """The longest distance between the centres of two pixels of a mask, as RECIST's long diameter is drawn.
+
+    Args:
+        mask: (H, W) bool or uint8.
+        spacing: pixel size (x, y) in mm.
+
+    Returns:
+        mm; 0 for an empty mask.
+    """
+    points = cv2.findNonZero(mask.astype(np.uint8))
+    if points is None:
+        return 0.0
+    corners = cv2.convexHull(points)[:, 0].astype(np.float64) * np.asarray(spacing)
+    return float(np.linalg.norm(corners[:, None] - corners[None], axis=-1).max())
+
+
+def _encode(segmentation: dict | list, image: dict) -> dict:
+    """Polygons or either kind of RLE -> compressed RLE."""
+    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
+        return segmentation
+    encoded = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
+    return coco_mask.merge(encoded) if isinstance(encoded, list) else encoded
+
+
+def _decode(mask: dict, image: dict) -> np.ndarray:
+    """(h, w) uint8, within the mask's own box."""
+    if list(mask["size"]) != [image["height"], image["width"]]:
+        raise ValueError(
+            f"Expected masks of the size of {image['image_id']}, {image['height']} x {image['width']}; got one of "
+            f"{mask['size'][0]} x {mask['size'][1]}."
+        )
+    try:
+        x, y, width, height = coco_mask.toBbox(mask).astype(int)
+        return coco_mask.decode(mask)[y : y + height, x : x + width]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"A mask of {image['image_id']} cannot be decoded ({error}).") from error

@@ -1,0 +1,173 @@
+#!/usr/bin/env python
+"""Score detections against a ground truth: FROC by stratum with confidence intervals, AP50, masks, and a report.
+
+    python tools/evaluate.py --ground-truth datasets/deeplesion/DL_info.csv --split test \
+        --results output/a3d_7slice/inference/coco_instances_results.json --output evaluation
+    python tools/evaluate.py --ground-truth datasets/deeplesion/DL_info.csv \
+        --compare a3d=output/a3d_7slice/inference/coco_instances_results.json none=other.csv
+
+Needs no model and no Detectron2. --output gets evaluation.json, scores.csv, report.html and pictures/.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from a3d_det2.data.coco import read_coco
+from a3d_det2.data.deeplesion import load_deeplesion
+from a3d_det2.data.dl_info import LESION_TYPES, SPLITS
+from a3d_det2.data.mask_file import MASK_FILE
+from a3d_det2.data.slices import load_slice_stack
+from a3d_det2.evaluation.detections import read_detections
+from a3d_det2.evaluation.froc import FPS_PER_IMAGE
+from a3d_det2.evaluation.matching import OVERLAPS, REPEAT_HITS, MatchRule
+from a3d_det2.evaluation.report import write_report
+from a3d_det2.evaluation.summary import Evaluation, compare, nan_to_none
+from a3d_det2.evaluation.tables import comparison_table, csv_rows, score_table
+
+DETECTRON2_NAMES = ("coco_instances_results", "inference", os.sep)  # every output folder has them
+GALLERY_SLICES, GALLERY_INTERVAL = 5, 2.0  # mm
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    results = parser.add_mutually_exclusive_group(required=True)
+    text = "coco_instances_results.json, or CSV with image_id, x1, y1, x2, y2, score; NAME=FILE names it"
+    results.add_argument("--results", nargs="+", metavar="[NAME=]FILE", help=text)
+    results.add_argument("--compare", nargs=2, metavar="[NAME=]FILE", help="two of them, with a test of the difference")
+    parser.add_argument("--ground-truth", required=True, help="DL_info.csv (.csv) or COCO annotations (.json)")
+    parser.add_argument("--split", help="of DL_info.csv: train, val, test or a split file (.txt); test if not given")
+    parser.add_argument("--keep-noisy", action="store_true", help="with the rows marked Possibly_noisy")
+    parser.add_argument("--image-root", help="folder of the slices, for the gallery (Images_png beside the file)")
+    parser.add_argument("--output", help="folder to write to")
+    parser.add_argument(
+        "--gallery", type=int, default=8, help="cases in each part of the gallery (default %(default)s)"
+    )
+    parser.add_argument("--overlap", choices=OVERLAPS, default="iou", help="what makes a hit (default %(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest overlap of a hit (default %(default)s)")
+    parser.add_argument(
+        "--plus-one", action=argparse.BooleanOptionalAction, default=True, help="width = x2 - x1 + 1, as published"
+    )
+    parser.add_argument("--repeat-hits", choices=REPEAT_HITS, default="ignored", help="(default %(default)s)")
+    parser.add_argument("--fps-per-image", type=float, nargs="+", default=FPS_PER_IMAGE, metavar="FPS")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default %(default)s)")
+    parser.add_argument(
+        "--context", type=float, default=6.0, help="mm, of the end-of-series strata (default %(default)s)"
+    )
+    return parser.parse_args()
+
+
+def read_ground_truth(args: argparse.Namespace) -> tuple[list[dict], str]:
+    """Dataset dicts, and a title."""
+    path = Path(args.ground_truth)
+    if path.suffix == ".json":
+        if args.split or args.keep_noisy:
+            raise ValueError("--split and --keep-noisy are for DL_info.csv; a COCO file is scored as a whole.")
+        return read_coco(str(path), args.image_root or ""), path.stem
+    split, masks = args.split or "test", path.with_name(MASK_FILE)
+    image_root = args.image_root or str(path.with_name("Images_png"))
+    mask_path = str(masks) if masks.exists() else None
+    records = load_deeplesion(str(path), image_root, split, drop_noisy=not args.keep_noisy, mask_path=mask_path)
+    return records, f"{path.parent.name or path.stem}, {split if split in SPLITS else Path(split).stem} split"
+
+
+def named(arguments: list[str]) -> dict[str, str]:
+    """Name -> file. Without a name, the last part of the path that says something."""
+    files = {}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not equals or os.path.exists(argument):
+            path = argument
+            parts = [
+                p for p in Path(path).with_suffix("").parts if p not in ("coco_instances_results", "inference", "/")
+            ]
+            name = parts[-1] if parts and parts[-1] not in files else path
+        if name in files:
+            raise ValueError(f"Two results are called {name!r}; name them, as in NAME=FILE.")
+        files[name] = path
+    return files
+
+
+def load_slices(image: dict) -> tuple[np.ndarray, float]:
+    """The key slice with its neighbours, where the ground truth says how far they are apart; otherwise alone."""
+    interval = image.get("slice_interval", np.nan)
+    slices = GALLERY_SLICES if 0 < interval < np.inf else 1
+    known_range = tuple(image["slice_range"]) if "slice_range" in image else None
+    stack = load_slice_stack(image["file_name"], slices, interval, GALLERY_INTERVAL, slice_range=known_range)
+    return stack, GALLERY_INTERVAL
+
+
+def main() -> None:
+    args = parse_args()
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        rule = MatchRule(args.overlap, args.threshold, args.plus_one, args.repeat_hits)
+        images, title = read_ground_truth(args)
+        files = named(args.results or args.compare)
+        detections = {name: read_detections(path, [i["image_id"] for i in images]) for name, path in files.items()}
+    except (OSError, ValueError) as error:
+        sys.exit(f"{error}")
+    evaluations = {
+        name: Evaluation(
+            images,
+            found,
+            rule=rule,
+            fps_per_image=args.fps_per_image,
+            resamples=args.resamples,
+            seed=args.seed,
+            lesion_types=LESION_TYPES,
+            context=args.context,
+        )
+        for name, found in detections.items()
+    }
+    summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
+    comparison = compare(*evaluations.values()) if args.compare else None
+
+    print(f"{title}: {len(images)} key slices. Sensitivity (%) at false positives per image; {rule}")
+    for name, summary in summaries.items():
+        print(f"\n{name}: {files[name]}\n{score_table(summary)}")
+        for warning in summary["warnings"]:
+            print(f"Warning: {warning}", file=sys.stderr)
+    if comparison:
+        print(f"\n{' minus '.join(files)}\n{comparison_table(comparison, next(iter(summaries.values())))}")
+    if args.output:
+        write(args, title, files, evaluations, summaries, comparison)
+
+
+def write(args, title: str, files: dict, evaluations: dict, summaries: dict, comparison: dict | None) -> None:
+    os.makedirs(args.output, exist_ok=True)
+    names = list(files)
+    content = {
+        "ground_truth": args.ground_truth,
+        "files": files,
+        "results": summaries,
+        "comparison": comparison and {"first": names[0], "second": names[1], **comparison},
+    }
+    with open(os.path.join(args.output, "evaluation.json"), "w", encoding="utf-8") as f:
+        json.dump(nan_to_none(content), f, indent=2, allow_nan=False)
+    with open(os.path.join(args.output, "scores.csv"), "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows(csv_rows(summaries))
+    has_images = args.gallery > 0 and (args.image_root or Path(args.ground_truth).with_name("Images_png").is_dir())
+    path = write_report(
+        args.output,
+        title,
+        evaluations,
+        summaries,
+        comparison,
+        load_slices=load_slices if has_images else None,
+        gallery=args.gallery,
+    )
+    print(f"\nWrote {path}, and evaluation.json, scores.csv and pictures/ beside it")
+    if args.gallery > 0 and not has_images:
+        print("The report has no gallery: give --image-root, the folder of the slices.")
+
+
+if __name__ == "__main__":
+    main()
