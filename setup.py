@@ -7,9 +7,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["a3d_det2", "a3d_det2.*"]),
+    package_data={"a3d_det2.evaluation": ["report.html"]},
     # Detectron2 is on no package index; README.md says how to install it.
     install_requires=[
         "fvcore",
+        "jinja2",
         "matplotlib",
         "numpy",
         "opencv-python-headless",
@@ -21,6 +23,6 @@ setup(
     ],
     extras_require={
         "packed": ["blosc2"],  # to read and write Images_packed
-        "dev": ["blosc2", "hypothesis", "pytest", "ruff", "torchvision"],
+        "dev": ["blosc2", "hypothesis", "playwright", "pytest", "ruff", "torchvision"],
     },
 )

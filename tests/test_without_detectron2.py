@@ -31,7 +31,18 @@ PURE = [
     "a3d_det2.data.unpack",
     "a3d_det2.data.weak_masks",
     "a3d_det2.evaluation",
+    "a3d_det2.evaluation.average_precision",
+    "a3d_det2.evaluation.bootstrap",
+    "a3d_det2.evaluation.detections",
     "a3d_det2.evaluation.froc",
+    "a3d_det2.evaluation.gallery",
+    "a3d_det2.evaluation.mask_quality",
+    "a3d_det2.evaluation.matching",
+    "a3d_det2.evaluation.report",
+    "a3d_det2.evaluation.strata",
+    "a3d_det2.evaluation.summary",
+    "a3d_det2.evaluation.tables",
+    "a3d_det2.evaluation.visualization",
 ]
 
 
@@ -58,6 +69,19 @@ print(A3DConv(2, 3, 3, 5, padding=1)(torch.zeros(1, 2, 5, 8, 8)).shape)
     done = run(code, repo)
     assert done.returncode == 0, done.stderr
     assert "[1, 3, 5, 8, 8]" in done.stdout
+
+
+def test_the_metric_needs_numpy_alone(repo):
+    code = """
+for name in ("torch", "fvcore", "cv2", "matplotlib", "torchvision", "PIL", "pycocotools"):
+    sys.modules[name] = None
+from a3d_det2.evaluation import froc_sensitivities
+from a3d_det2.evaluation.bootstrap import ResampledFroc
+print(froc_sensitivities([[[0, 0, 9, 9, 0.5]]], [[[0, 0, 9, 9]]]))
+"""
+    done = run(code, repo)
+    assert done.returncode == 0, done.stderr
+    assert "[1. 1. 1. 1. 1. 1.]" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["a3d_det2.config", "a3d_det2.modeling.backbone", "a3d_det2.data.dataset_mapper"])

@@ -6,9 +6,8 @@
 """
 
 import argparse
-import json
 import os
-from collections import defaultdict
+import sys
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 import a3d_det2  # noqa: F401  registers the datasets
 from a3d_det2.data import load_slice_stack
+from a3d_det2.evaluation.detections import read_detections
 from a3d_det2.evaluation.visualization import plot_key_slices
 
 
@@ -31,18 +31,20 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    detections = defaultdict(list)
-    with open(args.input) as f:
-        for result in json.load(f):
-            if result["score"] >= args.conf_threshold:
-                x, y, width, height = result["bbox"]
-                detections[result["image_id"]].append((x, y, x + width, y + height, result["score"]))
+    images = DatasetCatalog.get(args.dataset)
+    try:
+        detections = read_detections(args.input, [image["image_id"] for image in images])
+    except (OSError, ValueError) as error:
+        sys.exit(f"{error}")
+    shown = detections.scores >= args.conf_threshold
+    found = np.column_stack([detections.boxes, detections.scores])
     os.makedirs(args.output, exist_ok=True)
     samples = []
-    for image in tqdm(DatasetCatalog.get(args.dataset)[: args.limit], desc="pictures"):
+    for i, image in enumerate(tqdm(images[: args.limit], desc="pictures")):
         boxes = np.array([a["bbox"] for a in image.get("annotations", ())])
         name = image["image_id"].removesuffix(".png")
-        sample = (name, load_slice_stack(image["file_name"], 1, 1.0)[0], boxes, np.array(detections[image["image_id"]]))
+        hu = load_slice_stack(image["file_name"], 1, 1.0)[0]
+        sample = (name, hu, boxes, found[shown & (detections.image == i)])
         plot_key_slices([sample]).savefig(os.path.join(args.output, f"{name}.png"), dpi=150)
         samples = [*samples, sample][:12]
     overview = os.path.join(args.output, "overview.png")

@@ -170,24 +170,25 @@ def match(
     if nan.any():
         warnings.warn(f"{nan.sum()} of {len(nan)} detections have NaN as their score and are left out.", stacklevel=2)
     detection = np.argsort(-scores, kind="stable")[: len(scores) - nan.sum()]  # NaN is sorted to the end
-    boxes, scores, image = boxes[detection], scores[detection], image[detection]
+    rank = np.full(len(scores), -1)
+    rank[detection] = np.arange(len(detection))
 
-    # All pairs of a detection and a lesion of the same image, by rank of the detection.
+    # All pairs of a detection and a lesion of the same image.
     by_image = np.argsort(lesion_image, kind="stable")
     per_image = np.bincount(lesion_image, minlength=num_images)
     first_lesion = np.cumsum(per_image) - per_image
-    partners = per_image[image]
-    rank = np.repeat(np.arange(len(detection)), partners)
-    within = np.arange(len(rank)) - np.repeat(np.cumsum(partners) - partners, partners)
-    lesion = by_image[first_lesion[image[rank]] + within]
-    hit = rule.hits(boxes[rank], lesion_boxes[lesion])
-    rank, lesion = rank[hit], lesion[hit]
+    partners = np.where(nan, 0, per_image[image])
+    candidate = np.repeat(np.arange(len(scores)), partners)
+    within = np.arange(len(candidate)) - np.repeat(np.cumsum(partners) - partners, partners)
+    lesion = by_image[first_lesion[image[candidate]] + within]
+    hit = rule.hits(boxes[candidate], lesion_boxes[lesion])
+    hitting, lesion = rank[candidate[hit]], lesion[hit]
 
     hit_by = np.full(len(lesion_image), len(detection))
-    np.minimum.at(hit_by, lesion, rank)
+    np.minimum.at(hit_by, lesion, hitting)
     false_positive = np.ones(len(detection), dtype=bool)
-    false_positive[rank if rule.repeat_hits == "ignored" else hit_by[hit_by < len(detection)]] = False
-    return Matches(num_images, detection, scores, image, false_positive, lesion_image, hit_by)
+    false_positive[hitting if rule.repeat_hits == "ignored" else hit_by[hit_by < len(detection)]] = False
+    return Matches(num_images, detection, scores[detection], image[detection], false_positive, lesion_image, hit_by)
 
 
 def match_per_image(

@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import io
 import json
 import subprocess
@@ -10,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from a3d_det2.data import load_deeplesion
-from a3d_det2.data.coco import to_coco
+from a3d_det2.data.coco import read_coco, to_coco
 from a3d_det2.data.mask_file import MASK_FILE, encode_mask, write_masks
 
 
@@ -117,3 +118,88 @@ def test_official_rows(official_csv):
     coco = to_coco(load_deeplesion(str(official_csv), "", "test"), "")
     assert (len(coco["images"]), len(coco["annotations"])) == (4831, 4927)
     json.dumps(coco, allow_nan=False)
+
+
+def same(a, b):
+    """Equal, with NaN equal to itself and coordinates to the last bit but one."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return a == pytest.approx(b, rel=1e-12, nan_ok=True) if isinstance(a, float) else a == b
+
+
+def as_read(records):
+    """What a COCO file can tell of dataset dicts."""
+    records = copy.deepcopy(records)
+    for record in records:
+        record["slice_range"] = list(record["slice_range"])
+    return records
+
+
+def test_read_is_the_reverse(table, tmp_path):
+    records = load_deeplesion(table, "root/Images_png", "test")
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(to_coco(records, "root/Images_png")))
+    again = read_coco(str(path), "root/Images_png")
+    assert len(again) == 2
+    assert same(again, as_read(records))
+
+
+def test_read_the_official_split(official_csv, tmp_path):
+    records = load_deeplesion(str(official_csv), "Images_png", "test", drop_noisy=True)
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(to_coco(records, "Images_png")))
+    assert same(read_coco(str(path), "Images_png"), as_read(records))
+
+
+BARE = {
+    "images": [{"id": 7, "file_name": "a.png", "width": 10, "height": 20}],
+    "annotations": [{"id": 1, "image_id": 7, "bbox": [1, 2, 3, 4]}],
+}
+
+
+def test_read_what_other_tools_write(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(BARE))
+    assert read_coco(str(path)) == [
+        {
+            "file_name": "a.png",
+            "image_id": 7,
+            "height": 20,
+            "width": 10,
+            "annotations": [{"bbox": [1, 2, 4, 6], "bbox_mode": 0, "category_id": 0, "iscrowd": 0}],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("images", [{}, {}], "entry 1 of images: expected an id that occurs once, got 7"),
+        ("images", [{"id": None}], "entry 0 of images: expected an id that occurs once, got None"),
+        ("annotations", [{}, {}], "entry 1 of annotations: expected an id that occurs once, got 1"),
+        ("annotations", [{"image_id": 8}], "annotation 1: there is no image 8"),
+        ("annotations", [{"iscrowd": 1}], "annotation 1: expected a lesion, got a crowd"),
+        ("annotations", [{"bbox": [1, 2, 3]}], r"annotation 1: expected a bbox .* got \[1, 2, 3\]"),
+        ("annotations", [{"bbox": [1, 2, "3", 4]}], "annotation 1: expected a bbox"),
+        ("annotations", [{"bbox": [1, 2, -3, 4]}], "annotation 1: expected a bbox"),
+        ("annotations", [{"bbox": [1, 2, float("nan"), 4]}], "annotation 1: expected a bbox"),
+        ("annotations", [{"bbox": None}], "annotation 1: expected a bbox"),
+    ],
+)
+def test_read_errors_name_the_entry(tmp_path, kind, changes, message):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({**BARE, kind: [{**BARE[kind][0], **change} for change in changes]}))
+    with pytest.raises(ValueError, match=f"coco.json, {message}"):
+        read_coco(str(path))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": [{}], "annotations": []}', '{"images": ["a"]'])
+def test_read_another_format(tmp_path, text):
+    path = tmp_path / "coco.json"
+    path.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"coco.json(: expected COCO's annotation format|, entry 0 of images: expected)"
+    ):
+        read_coco(str(path))

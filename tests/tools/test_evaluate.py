@@ -1,0 +1,208 @@
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from a3d_det2.data import load_deeplesion
+from a3d_det2.data.coco import to_coco
+from a3d_det2.evaluation import froc_sensitivities
+
+
+@pytest.fixture(scope="session")
+def evaluate(repo):
+    spec = importlib.util.spec_from_file_location("evaluate_tool", repo / "tools" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(evaluate, monkeypatch):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        evaluate.main()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def phantom(phantom_root):
+    return phantom_root / "phantom"
+
+
+def records(phantom):
+    return load_deeplesion(str(phantom / "DL_info.csv"), str(phantom / "Images_png"), "test", drop_noisy=True)
+
+
+def results(phantom, seed=0, noise=2.0):
+    """Detections around most lesions, and false positives."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for record in records(phantom):
+        boxes = [np.array(a["bbox"]) + rng.normal(0, noise, 4) for a in record["annotations"]]
+        boxes += [np.array([x, y, x + 12, y + 9]) for x, y in rng.integers(0, 80, (6, 2))]
+        for x1, y1, x2, y2 in np.array(boxes).tolist():
+            box = [x1, y1, x2 - x1, y2 - y1]
+            found.append({"image_id": record["image_id"], "category_id": 0, "bbox": box, "score": rng.random()})
+    return found
+
+
+@pytest.fixture(scope="session")
+def files(phantom, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    paths = []
+    for name, noise in (("sharp", 1.0), ("blurred", 6.0)):
+        path = folder / name / "inference" / "coco_instances_results.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(results(phantom, noise=noise)))
+        paths.append(path)
+    return paths
+
+
+def test_scores_without_detectron2(repo, phantom, files, tmp_path):
+    """As a command, where Detectron2 is not installed."""
+    out = tmp_path / "out"
+    script = "import sys, runpy; sys.modules['detectron2'] = None; sys.argv = sys.argv[1:]\n"
+    script += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    arguments = ["--ground-truth", phantom / "DL_info.csv", "--results", files[0], "--output", out, "--gallery", "1"]
+    command = [sys.executable, "-c", script, repo / "tools" / "evaluate.py", *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=repo)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((out / "evaluation.json").read_text())
+    assert list(content["results"]) == ["sharp"]
+    summary = content["results"]["sharp"]
+    found = results(phantom, noise=1.0)
+    images = records(phantom)
+    arrays = [
+        np.array(
+            [
+                [x, y, x + w, y + h, d["score"]]
+                for d in found
+                if d["image_id"] == i["image_id"]
+                for x, y, w, h in [d["bbox"]]
+            ]
+        )
+        for i in images
+    ]
+    expected = froc_sensitivities(arrays, [np.array([a["bbox"] for a in i["annotations"]]) for i in images])
+    assert summary["sensitivity"] == pytest.approx(expected, abs=1e-12)
+    assert f"{100 * summary['average']:.2f}" in done.stdout
+    assert {"report.html", "scores.csv", "evaluation.json", "pictures"} == {path.name for path in out.iterdir()}
+    pictures = {path.name for path in (out / "pictures").iterdir()}
+    assert {"froc.png", "strata.png", "scores_0.png", "random_sample_01.png", "worst_misses_01.png"} - pictures <= {
+        "worst_misses_01.png"  # there may be no miss
+    }
+
+
+def test_ground_truth_as_coco_and_results_as_csv_give_the_same(run, phantom, files, tmp_path):
+    images = records(phantom)
+    (tmp_path / "coco.json").write_text(json.dumps(to_coco(images, str(phantom / "Images_png"))))
+    with open(tmp_path / "results.csv", "w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(["image_id", "x1", "y1", "x2", "y2", "score"])
+        for d in json.loads(files[0].read_text()):
+            x, y, w, h = d["bbox"]
+            writer.writerow([d["image_id"], x, y, x + w, y + h, d["score"]])
+    summaries = []
+    for truth, found in ((phantom / "DL_info.csv", files[0]), (tmp_path / "coco.json", tmp_path / "results.csv")):
+        run("--ground-truth", truth, "--results", f"x={found}", "--output", tmp_path / truth.stem, "--gallery", 0)
+        summaries.append(json.loads((tmp_path / truth.stem / "evaluation.json").read_text())["results"]["x"])
+    for key in ("sensitivity", "average_interval", "AP50", "num_patients"):
+        assert summaries[0][key] == pytest.approx(summaries[1][key], nan_ok=True)
+    assert summaries[0]["strata"].keys() == summaries[1]["strata"].keys()
+
+
+def test_compare(run, phantom, files, tmp_path, capsys):
+    run("--ground-truth", phantom / "DL_info.csv", "--compare", *files, "--output", tmp_path, "--gallery", 0)
+    comparison = json.loads((tmp_path / "evaluation.json").read_text())["comparison"]
+    assert (comparison["first"], comparison["second"]) == ("sharp", "blurred")
+    scores = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert comparison["average"] == pytest.approx(scores["sharp"]["average"] - scores["blurred"]["average"])
+    assert 0 < comparison["average_p_value"] <= 1
+    printed = capsys.readouterr().out
+    assert "sharp minus blurred" in printed
+    assert f"{100 * comparison['average']:+.2f}" in printed
+    with open(tmp_path / "scores.csv", newline="") as f:
+        assert {row["result"] for row in csv.DictReader(f)} == {"sharp", "blurred"}
+
+
+def test_rules_and_levels(run, phantom, files, tmp_path):
+    arguments = ["--overlap", "iobb", "--threshold", "0.4", "--no-plus-one", "--repeat-hits", "false_positive"]
+    arguments += ["--fps-per-image", "1", "3", "--resamples", "20", "--output", tmp_path, "--gallery", 0]
+    run("--ground-truth", phantom / "DL_info.csv", "--results", files[0], *arguments)
+    summary = json.loads((tmp_path / "evaluation.json").read_text())["results"]["sharp"]
+    rule = {"overlap": "iobb", "threshold": 0.4, "plus_one": False, "repeat_hits": "false_positive"}
+    assert (summary["rule"], summary["fps_per_image"], summary["resamples"]) == (rule, [1, 3], 20)
+
+
+def test_splits(run, phantom, files, tmp_path, capsys):
+    some = {d["image_id"] for d in json.loads(files[0].read_text())}
+    (tmp_path / "some.txt").write_text(sorted(some)[0])
+    one = [d for d in json.loads(files[0].read_text()) if d["image_id"] == sorted(some)[0]]
+    (tmp_path / "one.json").write_text(json.dumps(one))
+    run("--ground-truth", phantom / "DL_info.csv", "--split", tmp_path / "some.txt", "--results", tmp_path / "one.json")
+    assert "some split: 1 key slices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"image_id": "none.png", "bbox": [1, 2, 3, 4], "score": 1}]', "expected an image of the ground truth"),
+        ('[{"image_id": 3, "bbox": [1, 2, 3, 4], "score": "1"}]', "expected a number as the score, got '1'"),
+        ("[", "expected detections as JSON"),
+        ("{}", "expected a list of detections"),
+    ],
+)
+def test_bad_results_end_with_a_message(run, phantom, tmp_path, content, message):
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(SystemExit, match=f"bad.json.*{message}"):
+        run("--ground-truth", phantom / "DL_info.csv", "--results", tmp_path / "bad.json")
+
+
+def test_other_bad_arguments(run, phantom, files, tmp_path):
+    truth = ["--ground-truth", phantom / "DL_info.csv"]
+    for arguments, message in (
+        ([*truth, "--results", tmp_path / "none.json"], "none.json"),
+        (["--ground-truth", tmp_path / "none.csv", "--results", files[0]], "none.csv"),
+        ([*truth, "--results", f"a={files[0]}", f"a={files[1]}"], "Two results are called 'a'"),
+        ([*truth, "--results", files[0], "--threshold", "1.5"], "threshold of a hit"),
+        ([*truth, "--results", files[0], "--split", "holdout"], "Unknown split 'holdout'"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(*arguments)
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": []}))
+    with pytest.raises(SystemExit, match="--split and --keep-noisy are for DL_info.csv"):
+        run("--ground-truth", tmp_path / "coco.json", "--split", "test", "--results", files[0])
+
+
+def test_suspicious_results_are_counted(run, phantom, files, tmp_path, capsys):
+    found = json.loads(files[0].read_text())
+    found[0]["score"] = float("nan")
+    found[1]["bbox"][2] = -5
+    (tmp_path / "odd.json").write_text(json.dumps(found))
+    out = tmp_path / "out"
+    run("--ground-truth", phantom / "DL_info.csv", "--results", tmp_path / "odd.json", "--output", out, "--gallery", 0)
+    warnings = json.loads((out / "evaluation.json").read_text())["results"]["odd"]["warnings"]
+    assert len(warnings) == 2
+    printed, page = capsys.readouterr().err, (out / "report.html").read_text()
+    assert all(warning in printed and warning in page for warning in warnings)
+
+
+def test_nothing_detected(run, phantom, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    out = ["--output", tmp_path / "out", "--gallery", 1]
+    run("--ground-truth", phantom / "DL_info.csv", "--results", tmp_path / "none.json", *out)
+    summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]["none"]
+    assert summary["sensitivity"] == [0] * 6
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_names(evaluate):
+    folder = "output/{}/inference/coco_instances_results.json"
+    assert list(evaluate.named([folder.format("a3d"), folder.format("none")])) == ["a3d", "none"]
+    assert evaluate.named(["mine=x/y.csv", "x/y.csv"]) == {"mine": "x/y.csv", "y": "x/y.csv"}
+    assert list(evaluate.named(["1/run/inference/x.json", "2/run/inference/x.json"])) == ["x", "2/run/inference/x.json"]
