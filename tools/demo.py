@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Phantom, training, evaluation and pictures in a few minutes on a CPU.
+"""Phantom, training, evaluation, pictures and report in a few minutes on a CPU.
 
 Trains configs/quick/a3d_7slice.yaml and, as the comparison, the same network on the key slice alone.
 """
@@ -67,6 +67,9 @@ def main() -> None:
     pictures = ["--dataset", "phantom_test", "--output", str(output / "pictures")]
     command = ["tools/visualize_json_results.py", "--input", str(results / "coco_instances_results.json"), *pictures]
     run("4. Pictures", output / "pictures.log", *command, **datasets)
+    files = [f"{title}={output / name / 'inference' / 'coco_instances_results.json'}" for title, name in RUNS.items()]
+    command = ["tools/evaluate.py", "--ground-truth", str(output / "phantom" / "DL_info.csv"), "--compare", *files]
+    run("5. Report", output / "report.log", *command, "--output", str(output / "report"), "--gallery", "4")
 
     reports = {
         title: json.loads((output / name / "inference" / "froc.json").read_text()) for title, name in RUNS.items()
@@ -83,7 +86,7 @@ def main() -> None:
         results / "froc.json",
         results / "froc.png",
         output / "pictures" / "overview.png",
-        output / "pictures",
+        output / "report" / "report.html",
     ):
         print(f"  {os.path.relpath(path, Path.cwd())}")
 

@@ -77,7 +77,7 @@ def plot_strata(averages: dict[str, dict[str, tuple[float, float, float]]]) -> F
     axes.set(xlabel="Average sensitivity", xlim=(0, 1.02), ylim=(len(strata) - 0.4, -0.6))
     axes.grid(alpha=0.3, axis="x")
     if len(averages) > 1:
-        axes.legend(loc="best")
+        figure.legend(loc="outside upper center", ncols=min(len(averages), 3))
     return figure
 
 
