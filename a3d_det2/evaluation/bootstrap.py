@@ -52,15 +52,13 @@ class ResampledFroc:
     def sensitivities(self, images: np.ndarray | None = None, lesions: np.ndarray | None = None) -> np.ndarray:
         """
         Args:
-            images, lesions: those that count, see :func:`.froc_curve`.
+            images, lesions: those that count, see :meth:`.Matches.select`.
 
         Returns:
             (R, L) float64; NaN for a resample without lesions.
         """
         matches = self._matches
-        images = np.ones(matches.num_images, dtype=bool) if images is None else images
-        lesions = np.ones(matches.num_lesions, dtype=bool) if lesions is None else lesions
-        lesions = lesions & images[matches.lesion_image]
+        images, lesions = matches.select(images, lesions)
         ranks = self._first_ranks_too_many(images)
         hit_by = matches.hit_by[lesions]
         order = np.argsort(hit_by, kind="stable")

@@ -81,7 +81,7 @@ def detections_from_results(results: list[dict], image_ids: Sequence, source: st
     boxes = _numbers(flat, source, "a bbox of 4 numbers", per_entry=4).reshape(-1, 4)
     with np.errstate(invalid="ignore"):  # inf - inf
         boxes[:, 2:] += boxes[:, :2]
-    image = _image_indices(ids, {image_id: i for i, image_id in enumerate(image_ids)}, source)
+    image = _image_indices(ids, image_ids, source)
     masks = [result.get("segmentation") for result in results]
     for i, mask in enumerate(masks):
         if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
@@ -108,8 +108,7 @@ def _read_csv(path: str, image_ids: Sequence) -> Detections:
             numbers[i] = [float(value) for value in values]
         except (TypeError, ValueError):
             raise ValueError(f"{path}, entry {i}: expected numbers as x1, y1, x2, y2, score, got {values}.") from None
-    index = {str(image_id): i for i, image_id in enumerate(image_ids)}
-    image = _image_indices([row[0] for row in rows], index, path)
+    image = _image_indices([row[0] for row in rows], [str(image_id) for image_id in image_ids], path)
     return _detections(image, numbers[:, :4], numbers[:, 4], [None] * len(rows), [])
 
 
@@ -149,7 +148,10 @@ def _numbers(values: list, source: str, expected: str, per_entry: int = 1) -> np
         raise ValueError(f"{source}: expected {expected}, got one that no float holds ({error}).") from error
 
 
-def _image_indices(ids: list, index: dict, source: str) -> np.ndarray:
+def _image_indices(ids: list, image_ids: Sequence, source: str) -> np.ndarray:
+    index = {image_id: i for i, image_id in enumerate(image_ids)}
+    if len(index) < len(image_ids):
+        raise ValueError(f"The ground truth has {len(image_ids)} images, but only {len(index)} different image ids.")
     try:
         return np.array([index[image_id] for image_id in ids], dtype=np.int64)
     except (KeyError, TypeError):  # TypeError: a list cannot be looked up

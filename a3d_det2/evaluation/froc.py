@@ -62,13 +62,9 @@ def froc_curve(matches: Matches, images: np.ndarray | None = None, lesions: np.n
 
     Args:
         matches: of a split.
-        images: (num_images,) bool, the images that count, with their lesions and false positives; None is all.
-        lesions: (num_lesions,) bool, the lesions that count, against the false positives of all ``images``; a hit of
-            another lesion is neither a true nor a false positive. None is all.
+        images, lesions: those that count, see :meth:`.Matches.select`.
     """
-    images = np.ones(matches.num_images, dtype=bool) if images is None else images
-    lesions = np.ones(matches.num_lesions, dtype=bool) if lesions is None else lesions
-    lesions = lesions & images[matches.lesion_image]
+    images, lesions = matches.select(images, lesions)
     counted = images[matches.image]
     num_detections, num_images, num_lesions = len(matches.score), int(images.sum()), int(lesions.sum())
     hits = np.bincount(matches.hit_by[lesions], minlength=num_detections + 1)[:num_detections]

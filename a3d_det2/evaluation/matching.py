@@ -131,6 +131,23 @@ class Matches:
     def num_lesions(self) -> int:
         return len(self.lesion_image)
 
+    def select(
+        self, images: np.ndarray | None = None, lesions: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What counts in a part of the split.
+
+        Args:
+            images: (num_images,) bool, with their lesions and false positives; None is all.
+            lesions: (num_lesions,) bool, against the false positives of all ``images``; a hit of another lesion is
+                neither a true nor a false positive. None is all.
+
+        Returns:
+            (num_images,) and (num_lesions,) bool; no lesion of another image.
+        """
+        images = np.ones(self.num_images, dtype=bool) if images is None else images
+        lesions = np.ones(self.num_lesions, dtype=bool) if lesions is None else lesions
+        return images, lesions & images[self.lesion_image]
+
 
 def match(
     boxes: np.ndarray,

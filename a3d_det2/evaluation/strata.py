@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Stratum:
-    """What counts, see :func:`.froc_curve`.
+    """What counts, see :meth:`.Matches.select`.
 
     Attributes:
         images: (num_images,) bool, or None for all.

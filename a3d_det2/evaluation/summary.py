@@ -29,6 +29,7 @@ class Evaluation:
         matches: the match table; its lesions are the annotations, one image after the other.
         lesion_boxes: (m, 4) XYXY.
         strata: group -> name -> stratum, see :func:`.build_strata`.
+        settings: what two evaluations that are compared have in common.
         by_patient: whether the images tell their patients, which are then resampled; the images are otherwise.
         patient: (num_images,) index of each image's patient.
     """
@@ -59,7 +60,6 @@ class Evaluation:
         self.detections = detections
         self.rule = rule or MatchRule()
         self.fps_per_image = tuple(fps_per_image)
-        self._resamples, self._seed = resamples, seed
         lesions = [lesion["bbox"] for image in images for lesion in image.get("annotations", ())]
         self.lesion_boxes = np.array(lesions, dtype=np.float64).reshape(-1, 4)
         lesion_image = np.repeat(np.arange(len(images)), [len(image.get("annotations", ())) for image in images])
@@ -74,6 +74,15 @@ class Evaluation:
         )
         self.strata = build_strata(images, lesion_types, context)
         patients = [image.get("patient") for image in images]
+        self.settings = {
+            "image_ids": [image["image_id"] for image in images],
+            "patients": patients,
+            "lesions": lesions,
+            "rule": self.rule,
+            "fps_per_image": self.fps_per_image,
+            "resamples": resamples,
+            "seed": seed,
+        }
         self.by_patient = None not in patients
         self.patient = np.unique(patients, return_inverse=True)[1] if self.by_patient else np.arange(len(images))
 
@@ -92,7 +101,9 @@ class Evaluation:
     @cached_property
     def weights(self) -> np.ndarray:
         """(resamples, patients), see :func:`.resample_patients`."""
-        return resample_patients(int(self.patient.max(initial=-1)) + 1, self._resamples, self._seed)
+        return resample_patients(
+            int(self.patient.max(initial=-1)) + 1, self.settings["resamples"], self.settings["seed"]
+        )
 
     @cached_property
     def _froc(self) -> ResampledFroc:
@@ -121,8 +132,8 @@ class Evaluation:
             "fps_per_image": list(self.fps_per_image),
             "averaged_fps_per_image": list(AVERAGED_FPS),
             "confidence": CONFIDENCE,
-            "resamples": self._resamples,
-            "seed": self._seed,
+            "resamples": self.settings["resamples"],
+            "seed": self.settings["seed"],
             "resampled": "patients" if self.by_patient else "images",
             **self._scores(Stratum()),
             "last_fps_per_image": float(curve.fps_per_image[-1]) if len(curve.score) else 0.0,
@@ -143,7 +154,7 @@ class Evaluation:
     def _scores(self, stratum: Stratum) -> dict:
         curve = self.curve(stratum)
         interval = percentile_interval(self.resampled(stratum), CONFIDENCE).tolist()
-        lesions = _lesions(stratum, self.matches.lesion_image)
+        lesions = self.matches.select(stratum.images, stratum.lesions)[1]
         return {
             "num_images": curve.num_images,
             "num_lesions": curve.num_lesions,
@@ -204,9 +215,9 @@ def compare(first: Evaluation, second: Evaluation) -> dict:
     Raises:
         ValueError: if the two were not made of the same images, rule, levels and resamples.
     """
-    for name in ("images", "rule", "fps_per_image", "_resamples", "_seed"):
-        if getattr(first, name) != getattr(second, name):
-            raise ValueError(f"Two results are compared by the same {name.strip('_')}. These have different ones.")
+    for name in ("image_ids", "patients", "lesions", "rule", "fps_per_image", "resamples", "seed"):
+        if first.settings[name] != second.settings[name]:
+            raise ValueError(f"Two results are compared by the same {name}. These have different ones.")
     return {
         **_difference(first, second, Stratum()),
         "strata": {
@@ -231,11 +242,6 @@ def _difference(first: Evaluation, second: Evaluation, stratum: Stratum) -> dict
         "average_interval": interval[-1],
         "average_p_value": p_values[-1],
     }
-
-
-def _lesions(stratum: Stratum, lesion_image: np.ndarray) -> np.ndarray:
-    lesions = np.ones(len(lesion_image), dtype=bool) if stratum.lesions is None else stratum.lesions
-    return lesions if stratum.images is None else lesions & stratum.images[lesion_image]
 
 
 def _or_nan(statistic, values: np.ndarray) -> float:

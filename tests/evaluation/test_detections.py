@@ -66,6 +66,11 @@ def test_a_ground_truth_without_images():
         detections_from_results([entry()], [])
 
 
+def test_a_ground_truth_with_an_image_id_twice():
+    with pytest.raises(ValueError, match="3 images, but only 2 different image ids"):
+        detections_from_results([entry()], [*IDS, "a.png"])
+
+
 def test_nan_scores_are_left_out_and_counted():
     found = detections_from_results([entry(score=math.nan, segmentation={"size": [], "counts": ""}), entry()], IDS)
     assert found.scores.tolist() == [0.5]
