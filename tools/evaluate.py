@@ -13,8 +13,10 @@ import argparse
 import csv
 import json
 import logging
+import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,19 @@ DETECTRON2_NAMES = ("coco_instances_results", "inference", os.sep)  # every outp
 GALLERY_SLICES, GALLERY_INTERVAL = 5, 2.0  # mm
 
 
+def at_least(kind: type, lowest: float) -> Callable[[str], float]:
+    """For argparse: a finite number from ``lowest`` on."""
+
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not lowest <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected a number from {lowest} on, got {text}")
+        return value
+
+    convert.__name__ = kind.__name__  # of argparse's message for what is no number
+    return convert
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     results = parser.add_mutually_exclusive_group(required=True)
@@ -47,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--image-root", help="folder of the slices, for the gallery (Images_png beside the file)")
     parser.add_argument("--output", help="folder to write to")
     parser.add_argument(
-        "--gallery", type=int, default=8, help="cases in each part of the gallery (default %(default)s)"
+        "--gallery", type=at_least(int, 0), default=8, help="cases in each part of the gallery (default %(default)s)"
     )
     parser.add_argument("--overlap", choices=OVERLAPS, default="iou", help="what makes a hit (default %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest overlap of a hit (default %(default)s)")
@@ -55,11 +70,13 @@ def parse_args() -> argparse.Namespace:
         "--plus-one", action=argparse.BooleanOptionalAction, default=True, help="width = x2 - x1 + 1, as published"
     )
     parser.add_argument("--repeat-hits", choices=REPEAT_HITS, default="ignored", help="(default %(default)s)")
-    parser.add_argument("--fps-per-image", type=float, nargs="+", default=FPS_PER_IMAGE, metavar="FPS")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default %(default)s)")
+    parser.add_argument("--fps-per-image", type=at_least(float, 0), nargs="+", default=FPS_PER_IMAGE, metavar="FPS")
     parser.add_argument(
-        "--context", type=float, default=6.0, help="mm, of the end-of-series strata (default %(default)s)"
+        "--resamples", type=at_least(int, 0), default=1000, help="of the bootstrap (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of the bootstrap (default %(default)s)")
+    parser.add_argument(
+        "--context", type=at_least(float, 0), default=6.0, help="mm, of the end-of-series strata (default %(default)s)"
     )
     return parser.parse_args()
 
@@ -110,31 +127,33 @@ def main() -> None:
     try:
         rule = MatchRule(args.overlap, args.threshold, args.plus_one, args.repeat_hits)
         images, title = read_ground_truth(args)
+        image_ids = [image["image_id"] for image in images]
         files = named(args.results or args.compare)
-        detections = {name: read_detections(path, [i["image_id"] for i in images]) for name, path in files.items()}
+        if args.output:
+            os.makedirs(args.output, exist_ok=True)
+        evaluations = {
+            name: Evaluation(
+                images,
+                read_detections(path, image_ids),
+                rule=rule,
+                fps_per_image=args.fps_per_image,
+                resamples=args.resamples,
+                seed=args.seed,
+                lesion_types=LESION_TYPES,
+                context=args.context,
+            )
+            for name, path in files.items()
+        }
+        summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     except (OSError, ValueError) as error:
         sys.exit(f"{error}")
-    evaluations = {
-        name: Evaluation(
-            images,
-            found,
-            rule=rule,
-            fps_per_image=args.fps_per_image,
-            resamples=args.resamples,
-            seed=args.seed,
-            lesion_types=LESION_TYPES,
-            context=args.context,
-        )
-        for name, found in detections.items()
-    }
-    summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     comparison = compare(*evaluations.values()) if args.compare else None
 
     print(f"{title}: {len(images)} key slices. Sensitivity (%) at false positives per image; {rule}")
     for name, summary in summaries.items():
         print(f"\n{name}: {files[name]}\n{score_table(summary)}")
         for warning in summary["warnings"]:
-            print(f"Warning: {warning}", file=sys.stderr)
+            print(f"Warning: {name}: {warning}", file=sys.stderr)
     if comparison:
         print(f"\n{' minus '.join(files)}\n{comparison_table(comparison, next(iter(summaries.values())))}")
     if args.output:
@@ -142,7 +161,6 @@ def main() -> None:
 
 
 def write(args, title: str, files: dict, evaluations: dict, summaries: dict, comparison: dict | None) -> None:
-    os.makedirs(args.output, exist_ok=True)
     names = list(files)
     content = {
         "ground_truth": args.ground_truth,

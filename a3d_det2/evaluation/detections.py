@@ -48,7 +48,7 @@ def read_detections(path: str, image_ids: Sequence) -> Detections:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be understood; the message names the file and entry.
     """
-    if path.endswith(".csv"):
+    if path.lower().endswith(".csv"):
         return _read_csv(path, image_ids)
     try:
         with open(path, encoding="utf-8") as f:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .bootstrap import ResampledFroc, percentile_interval
 from .gallery import SHOWN_FPS, Case, case_panels, chosen_cases, plot_panel, plot_panels
 from .summary import CONFIDENCE, Evaluation
-from .tables import comparison_rows, interval_text, scored_parts
+from .tables import comparison_rows, interval_text, percent, scored_parts
 from .visualization import froc_axis, plot_froc, plot_scores, plot_strata
 
 # (D, H, W) HU and the mm between its slices, of a dataset dict; raises OSError or ValueError where there is none.
@@ -51,7 +51,7 @@ def write_report(
     pictures = _Pictures(os.path.join(folder, "pictures"))
     first = next(iter(summaries.values()))
     environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"percent": _percent, "number": _number}
+    environment.filters |= {"percent": percent, "number": _number}
     page = environment.get_template("report.html").render(
         title=title,
         first=first,
@@ -97,7 +97,7 @@ def _data_uri(figure: Figure, kind: str, mime: str, **options) -> str:
 
 def _charts(evaluations: dict[str, Evaluation], summaries: dict[str, dict], pictures: _Pictures) -> dict:
     curves = {name: evaluation.curve() for name, evaluation in evaluations.items()}
-    highest = max(next(iter(evaluations.values())).fps_per_image)
+    highest = max(1, *next(iter(evaluations.values())).fps_per_image)
     bands = {name: _band(evaluation, froc_axis(highest)) for name, evaluation in evaluations.items()}
     averages = {
         name: {
@@ -168,10 +168,6 @@ def _show(case: Case, name: str, evaluations: dict, load: SliceLoader, pictures:
     pictures.save(name, figure)
     tiles = [[(panel.title, pictures.photograph(plot_panel(panel))) for panel in row] for row in rows]
     return {**shown, "rows": tiles if len(evaluations) > 1 else [list(itertools.chain.from_iterable(tiles))]}
-
-
-def _percent(value: float) -> str:
-    return "-" if value != value else f"{100 * value:.2f}"
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -25,7 +25,7 @@ def score_table(summary: dict) -> str:
             f"{group}: {name}" if group else name,
             scores["num_images"],
             scores["num_lesions"],
-            *(_percent(s) for s in (*scores["sensitivity"], scores["average"])),
+            *(percent(s) for s in (*scores["sensitivity"], scores["average"])),
             interval_text(scores["average_interval"]),
         ]
         for group, name, scores in scored_parts(summary)
@@ -36,7 +36,7 @@ def score_table(summary: dict) -> str:
     return (
         f"{tabulate(rows, header, disable_numparse=True)}\n"
         f"Avg. over {averaged}; intervals by {summary['resamples']} resamples of the {summary['resampled']}; "
-        f"AP50 {summary['AP50']:.2f}"
+        f"AP50 {percent(summary['AP50'] / 100)}"
     )
 
 
@@ -79,7 +79,8 @@ def interval_text(interval: list[float], sign: str = "") -> str:
     return "-" if low != low else f"{100 * low:{sign}.2f} to {100 * high:{sign}.2f}"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """ "-" for NaN."""
     return "-" if value != value else f"{100 * value:.2f}"
 
 

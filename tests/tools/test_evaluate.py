@@ -132,11 +132,14 @@ def test_compare(run, phantom, files, tmp_path, capsys):
 
 def test_rules_and_levels(run, phantom, files, tmp_path):
     arguments = ["--overlap", "iobb", "--threshold", "0.4", "--no-plus-one", "--repeat-hits", "false_positive"]
-    arguments += ["--fps-per-image", "1", "3", "--resamples", "20", "--output", tmp_path, "--gallery", 0]
+    arguments += ["--fps-per-image", "1", "3", "--resamples", "20", "--seed", "7", "--context", "3"]
+    arguments += ["--output", tmp_path, "--gallery", 0]
     run("--ground-truth", phantom / "DL_info.csv", "--results", files[0], *arguments)
     summary = json.loads((tmp_path / "evaluation.json").read_text())["results"]["sharp"]
     rule = {"overlap": "iobb", "threshold": 0.4, "plus_one": False, "repeat_hits": "false_positive"}
-    assert (summary["rule"], summary["fps_per_image"], summary["resamples"]) == (rule, [1, 3], 20)
+    assert (summary["rule"], summary["fps_per_image"]) == (rule, [1, 3])
+    assert (summary["resamples"], summary["seed"]) == (20, 7)
+    assert list(summary["strata"]["end of series"]) == ["< 3 mm away", ">= 3 mm away"]
 
 
 def test_splits(run, phantom, files, tmp_path, capsys):
@@ -177,6 +180,28 @@ def test_other_bad_arguments(run, phantom, files, tmp_path):
     (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": []}))
     with pytest.raises(SystemExit, match="--split and --keep-noisy are for DL_info.csv"):
         run("--ground-truth", tmp_path / "coco.json", "--split", "test", "--results", files[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--resamples", "-1"),
+        ("--resamples", "x"),
+        ("--fps-per-image", "nan"),
+        ("--gallery", "-2"),
+        ("--context", "inf"),
+    ],
+)
+def test_numbers_out_of_range(run, phantom, files, option, value, capsys):
+    with pytest.raises(SystemExit):
+        run("--ground-truth", phantom / "DL_info.csv", "--results", files[0], option, value)
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+def test_output_that_is_a_file(run, phantom, files, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file"):
+        run("--ground-truth", phantom / "DL_info.csv", "--results", files[0], "--output", tmp_path / "file")
 
 
 def test_suspicious_results_are_counted(run, phantom, files, tmp_path, capsys):
