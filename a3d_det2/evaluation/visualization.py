@@ -85,7 +85,7 @@ def plot_scores(scores: dict[str, np.ndarray], thresholds: Sequence[float] = ())
     """Histogram of the scores of each kind of detection, on logarithmic axes where all scores are positive.
 
     Args:
-        scores: name in the legend -> scores; what is infinite is left out.
+        scores: name in the legend -> scores, of up to three kinds; what is infinite is left out.
         thresholds: vertical lines; NaN is left out.
     """
     figure = Figure(figsize=(6, 3.5), layout="constrained")
@@ -96,9 +96,8 @@ def plot_scores(scores: dict[str, np.ndarray], thresholds: Sequence[float] = ())
         low, high = joined.min(), joined.max()
         logarithmic = low > 0 and low < high
         bins = np.geomspace(low, high, 61) if logarithmic else 60
-        axes.hist(
-            list(scores.values()), bins=bins, stacked=True, label=list(scores), color=["#35a046", "#9aa0a6", "#d1495b"]
-        )
+        colours = ["#35a046", "#9aa0a6", "#d1495b"][: len(scores)]
+        axes.hist(list(scores.values()), bins=bins, stacked=True, label=list(scores), color=colours)
         axes.set(xscale="log" if logarithmic else "linear", yscale="log")
         figure.legend(loc="outside upper center", ncols=len(scores))
     for threshold in thresholds:

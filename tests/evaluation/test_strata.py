@@ -9,7 +9,7 @@ from a3d_det2.data.dl_info import LESION_TYPES
 from a3d_det2.evaluation.strata import build_strata
 
 
-def image(interval=1.0, key=10, slice_range=(1, 20), lesions=(), spacing=(0.5, 0.5)):
+def image(interval=1.0, key=10, slice_range=(1, 20), lesions=(), spacing=(0.5, 0.9)):
     return {
         "file_name": f"root/000001_01_01/{key:03d}.png",
         "slice_interval": interval,

@@ -3,9 +3,10 @@ import math
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from a3d_det2.data.dl_info import LESION_TYPES
-from a3d_det2.evaluation.bootstrap import percentile_interval
+from a3d_det2.evaluation.bootstrap import percentile_interval, resample_patients
 from a3d_det2.evaluation.detections import Detections
 from a3d_det2.evaluation.froc import froc_sensitivities
 from a3d_det2.evaluation.matching import MatchRule
@@ -192,6 +193,43 @@ def test_rule_reaches_the_matches(images):
     strict = Evaluation(images, found, rule=MatchRule(threshold=0.95), resamples=0).summary()
     assert strict["average"] < Evaluation(images, found, resamples=0).summary()["average"]
     assert strict["rule"] == {"overlap": "iou", "threshold": 0.95, "plus_one": True, "repeat_hits": "ignored"}
+
+
+def test_masks(images):
+    """Rectangles in the corner of each lesion's mask, shorter and of another height each time."""
+
+    def rle(x1, y1, x2, y2):
+        mask = np.zeros((512, 512), dtype=np.uint8, order="F")
+        mask[y1:y2, x1:x2] = 1
+        return coco_mask.encode(mask)
+
+    records, index, boxes, masks = [], [], [], []
+    for i, image in enumerate(images[:12]):
+        x, height = 10 * i, 4 + 4 * (i % 3)
+        lesion = {"bbox": [0, 0, 199, 19], "diameters": (100.0 + 20 * i, 1.0), "segmentation": rle(0, 0, 200, 20)}
+        records.append({**image, "spacing": (0.5, 0.8), "annotations": [lesion]})
+        index.append(i)
+        boxes.append(lesion["bbox"])
+        masks.append(rle(x, 0, 200, height))
+    found = Detections(np.array(index), np.array(boxes, dtype=float), np.ones(12), masks, [])
+    scores = Evaluation(records, found, resamples=200).summary()["masks"]
+    assert scores["num_lesions"] == 12
+    pixels = [(200 - 10 * i) * (4 + 4 * (i % 3)) for i in range(12)]
+    dice = [2 * n / (n + 4000) for n in pixels]
+    length = [np.hypot(0.5 * (199 - 10 * i), 0.8 * (3 + 4 * (i % 3))) for i in range(12)]
+    error = np.array(length) - 0.5 * (100 + 20 * np.arange(12))
+    assert min(error) < 0 < max(error)
+    for name, values in (
+        ("dice", dice),
+        ("diameter_error_mm", error),
+        ("absolute_diameter_error_mm", np.abs(error)),
+    ):
+        assert scores[name]["mean"] == pytest.approx(np.mean(values))
+        assert scores[name]["median"] == pytest.approx(np.median(values))
+        # Of six patients with two images each.
+        means = np.mean(np.reshape(values, (6, 2)), axis=1)
+        expected = percentile_interval((resample_patients(6, 200) * means).mean(axis=1))
+        assert scores[name]["mean_interval"] == pytest.approx(expected)
 
 
 def test_tables(summary):

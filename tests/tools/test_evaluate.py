@@ -9,6 +9,7 @@ import pytest
 
 from a3d_det2.data import load_deeplesion
 from a3d_det2.data.coco import to_coco
+from a3d_det2.data.mask_file import MASK_FILE, encode_mask, write_masks
 from a3d_det2.evaluation import froc_sensitivities
 
 
@@ -149,6 +150,48 @@ def test_splits(run, phantom, files, tmp_path, capsys):
     (tmp_path / "one.json").write_text(json.dumps(one))
     run("--ground-truth", phantom / "DL_info.csv", "--split", tmp_path / "some.txt", "--results", tmp_path / "one.json")
     assert "some split: 1 key slices" in capsys.readouterr().out
+
+
+def test_noisy_rows_and_weak_masks(run, phantom, tmp_path):
+    with open(phantom / "DL_info.csv", newline="") as f:
+        rows = [row for row in csv.DictReader(f) if row["Train_Val_Test"] == "3"]
+    noisy = rows[0]["File_name"]
+    with open(tmp_path / "DL_info.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, "Possibly_noisy": int(row["File_name"] == noisy)} for row in rows)
+    images = load_deeplesion(str(tmp_path / "DL_info.csv"), "", "test")
+    lesions = [(image, lesion) for image in images for lesion in image["annotations"]]
+    found, masks = [], []
+    for image, lesion in lesions:
+        x1, y1, x2, y2 = lesion["bbox"]
+        mask = np.zeros((image["height"], image["width"]), dtype=bool)
+        mask[int(y1) : int(y2), int(x1) : int(x2)] = True
+        masks.append({"row": lesion["row"], "image_id": image["image_id"], "bbox": lesion["bbox"], "source": "grabcut"})
+        masks[-1] |= encode_mask(mask)
+        box = {"image_id": image["image_id"], "bbox": [x1, y1, x2 - x1, y2 - y1], "score": 0.5}
+        found.append({**box, "segmentation": encode_mask(mask)})
+    write_masks(str(tmp_path / MASK_FILE), masks)
+    (tmp_path / "all.json").write_text(json.dumps(found))
+    (tmp_path / "kept.json").write_text(json.dumps([d for d in found if d["image_id"] != noisy]))
+    counts = []
+    for name, options in (("all", ["--keep-noisy"]), ("kept", [])):
+        arguments = ["--results", tmp_path / f"{name}.json", "--output", tmp_path / name, "--gallery", 0, *options]
+        run("--ground-truth", tmp_path / "DL_info.csv", *arguments)
+        summary = json.loads((tmp_path / name / "evaluation.json").read_text())["results"][name]
+        assert summary["masks"]["dice"]["mean"] == pytest.approx(1)
+        assert summary["masks"]["num_lesions"] == summary["num_lesions"]
+        counts.append((summary["num_images"], summary["num_lesions"]))
+    assert counts[0] == (len(images), len(lesions))
+    assert counts[1] == (len(images) - 1, len(lesions) - sum(row["File_name"] == noisy for row in rows))
+
+
+def test_slices_of_the_gallery(evaluate, phantom):
+    image = records(phantom)[0]
+    stack, interval = evaluate.load_slices(image)
+    assert (stack.shape, interval) == ((5, image["height"], image["width"]), 2.0)
+    bare = {"file_name": image["file_name"]}  # as of a COCO file that does not say how far slices are apart
+    assert np.array_equal(evaluate.load_slices(bare)[0], stack[2:3])
 
 
 @pytest.mark.parametrize(
