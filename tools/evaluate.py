@@ -33,7 +33,6 @@ from a3d_det2.evaluation.report import write_report
 from a3d_det2.evaluation.summary import Evaluation, compare, nan_to_none
 from a3d_det2.evaluation.tables import comparison_table, csv_rows, score_table
 
-DETECTRON2_NAMES = ("coco_instances_results", "inference", os.sep)  # every output folder has them
 GALLERY_SLICES, GALLERY_INTERVAL = 5, 2.0  # mm
 
 
@@ -84,12 +83,12 @@ def parse_args() -> argparse.Namespace:
 def read_ground_truth(args: argparse.Namespace) -> tuple[list[dict], str]:
     """Dataset dicts, and a title."""
     path = Path(args.ground_truth)
-    if path.suffix == ".json":
+    image_root = args.image_root or str(path.with_name("Images_png"))
+    if path.suffix.lower() == ".json":
         if args.split or args.keep_noisy:
             raise ValueError("--split and --keep-noisy are for DL_info.csv; a COCO file is scored as a whole.")
-        return read_coco(str(path), args.image_root or ""), path.stem
+        return read_coco(str(path), image_root), path.stem
     split, masks = args.split or "test", path.with_name(MASK_FILE)
-    image_root = args.image_root or str(path.with_name("Images_png"))
     mask_path = str(masks) if masks.exists() else None
     records = load_deeplesion(str(path), image_root, split, drop_noisy=not args.keep_noisy, mask_path=mask_path)
     return records, f"{path.parent.name or path.stem}, {split if split in SPLITS else Path(split).stem} split"
@@ -102,10 +101,11 @@ def named(arguments: list[str]) -> dict[str, str]:
         name, equals, path = argument.partition("=")
         if not equals or os.path.exists(argument):
             path = argument
-            parts = [
-                p for p in Path(path).with_suffix("").parts if p not in ("coco_instances_results", "inference", "/")
-            ]
-            name = parts[-1] if parts and parts[-1] not in files else path
+            parts = [part for part in Path(path).parts if part not in ("inference", "..", os.sep)]
+            stems = [Path(part).stem for part in parts if Path(part).stem != "coco_instances_results"]
+            name = stems[-1] if stems and stems[-1] not in files else path
+        if not (name and path):
+            raise ValueError(f"Expected a file or NAME=FILE as a result, got {argument!r}.")
         if name in files:
             raise ValueError(f"Two results are called {name!r}; name them, as in NAME=FILE.")
         files[name] = path

@@ -36,6 +36,8 @@ def main() -> None:
         detections = read_detections(args.input, [image["image_id"] for image in images])
     except (OSError, ValueError) as error:
         sys.exit(f"{error}")
+    for warning in detections.warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
     shown = detections.scores >= args.conf_threshold
     found = np.column_stack([detections.boxes, detections.scores])
     os.makedirs(args.output, exist_ok=True)
@@ -47,6 +49,8 @@ def main() -> None:
         sample = (name, hu, boxes, found[shown & (detections.image == i)])
         plot_key_slices([sample]).savefig(os.path.join(args.output, f"{name}.png"), dpi=150)
         samples = [*samples, sample][:12]
+    if not samples:
+        sys.exit(f"Expected at least one key slice to draw, got --limit {args.limit} of {len(images)}.")
     overview = os.path.join(args.output, "overview.png")
     plot_key_slices(samples).savefig(overview, dpi=100)
     print(f"Wrote {overview} and a picture of each key slice beside it")

@@ -93,35 +93,46 @@ def read_coco(path: str, image_root: str = "") -> list[dict]:
         ) from error
     records = {}
     for image in _entries(images, "images", ("id", "file_name", "width", "height"), path):
+        name = f"{path}, image {image['id']!r}"
         record = {
-            "file_name": os.path.join(image_root, image["file_name"]),
+            "file_name": os.path.join(image_root, _of_kind(image, "file_name", str, name)),
             "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
+            "height": _of_kind(image, "height", int, name),
+            "width": _of_kind(image, "width", int, name),
             "annotations": [],
         }
+        if image.get("patient") is not None:
+            record["patient"] = _of_kind(image, "patient", (int, str), name)
         if "slice_interval" in image:
-            record["slice_interval"] = _number(image["slice_interval"])
-        if "spacing" in image:
-            record["spacing"] = tuple(map(_number, image["spacing"]))
-        records[image["id"]] = {**record, **{k: image[k] for k in ("patient", "slice_range") if k in image}}
+            (record["slice_interval"],) = _numbers([image["slice_interval"]], "slice_interval", 1, name)
+        if image.get("spacing") is not None:
+            record["spacing"] = _numbers(image["spacing"], "spacing", 2, name)
+        if image.get("slice_range") is not None:
+            record["slice_range"] = list(_numbers(image["slice_range"], "slice_range", 2, name, int))
+        records[image["id"]] = record
     for annotation in _entries(annotations, "annotations", ("id", "image_id", "bbox"), path):
-        name = f"{path}, annotation {annotation['id']}"
-        if annotation["image_id"] not in records:
+        name = f"{path}, annotation {annotation['id']!r}"
+        if not isinstance(annotation["image_id"], (int, str)) or annotation["image_id"] not in records:
             raise ValueError(f"{name}: there is no image {annotation['image_id']!r}.")
         if annotation.get("iscrowd"):
             raise ValueError(f"{name}: expected a lesion, got a crowd (iscrowd = {annotation['iscrowd']}).")
-        lesion = {"bbox": _xyxy(annotation["bbox"], name), "bbox_mode": _XYXY_ABS, "category_id": 0, "iscrowd": 0}
-        if "diameters" in annotation:
-            lesion["diameters"] = tuple(map(_number, annotation["diameters"]))
-        for key in ("row", "recist", "lesion_type", "segmentation"):
-            if key in annotation:
-                lesion[key] = annotation[key]
+        x, y, width, height = _numbers(annotation["bbox"], "bbox", 4, name)
+        if not math.isfinite(x + y + width + height) or width < 0 or height < 0:
+            raise ValueError(f"{name}: expected a bbox of x, y, width and height, got {annotation['bbox']!r}.")
+        box = [x, y, x + width, y + height]
+        lesion = {"bbox": box, "bbox_mode": _XYXY_ABS, "category_id": 0, "iscrowd": 0}
+        if annotation.get("diameters") is not None:
+            lesion["diameters"] = _numbers(annotation["diameters"], "diameters", 2, name)
+        if annotation.get("lesion_type") is not None:
+            lesion["lesion_type"] = _of_kind(annotation, "lesion_type", int, name)
+        lesion |= {key: annotation[key] for key in ("row", "recist", "segmentation") if key in annotation}
         records[annotation["image_id"]]["annotations"].append(lesion)
     return list(records.values())
 
 
 def _entries(entries, kind: str, keys: tuple[str, ...], path: str) -> list[dict]:
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: expected a list of {kind}, got {entries!r}.")
     seen = set()
     for i, entry in enumerate(entries):
         missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
@@ -133,17 +144,22 @@ def _entries(entries, kind: str, keys: tuple[str, ...], path: str) -> list[dict]
     return entries
 
 
-def _xyxy(bbox, name: str) -> list[float]:
-    is_box = isinstance(bbox, list) and len(bbox) == 4
-    is_box = is_box and all(isinstance(value, (int, float)) and math.isfinite(value) for value in bbox)
-    if not is_box or bbox[2] < 0 or bbox[3] < 0:
-        raise ValueError(f"{name}: expected a bbox of x, y, width and height, got {bbox!r}.")
-    x, y, width, height = bbox
-    return [x, y, x + width, y + height]
+def _of_kind(entry: dict, key: str, kind: type | tuple[type, ...], name: str):
+    if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+        expected = {str: "text", int: "a whole number"}.get(kind, "a whole number or text")
+        raise ValueError(f"{name}: expected {expected} as {key}, got {entry[key]!r}.")
+    return entry[key]
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _numbers(values, key: str, count: int, name: str, kind: type = float) -> tuple:
+    """null is NaN."""
+    try:
+        known = isinstance(values, list) and all(isinstance(v, (int, float)) or v is None for v in values)
+        if not known or len(values) != count:
+            raise ValueError
+        return tuple(kind(math.nan if value is None else value) for value in values)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name}: expected {count} number(s) as {key}, got {values!r}.") from None
 
 
 def _finite(values: Iterable[float]) -> list[float | None]:

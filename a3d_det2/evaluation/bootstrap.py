@@ -95,7 +95,7 @@ class ResampledFroc:
 def _most_at_or_below(levels: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The most k with k / count <= level, where the division is that of the curve's points."""
     count = np.maximum(count, 1)
-    k = np.floor(levels * count)
+    k = np.floor(np.minimum(levels * count, 2.0**52))
     k += (k + 1) / count <= levels
     k -= k / count > levels
     return k.astype(np.int64)

@@ -101,9 +101,9 @@ class DeepLesionEvaluator(DatasetEvaluator):
                 return OrderedDict()
         image_ids = [image["image_id"] for image in self._images]
         detections = detections_from_results(results, image_ids, f"results on {self._dataset_name}")
-        for warning in detections.warnings:
-            self._logger.warning(warning)
         evaluation = Evaluation(self._images, detections, lesion_types=self._lesion_types, **self._settings)
+        for warning in evaluation.warnings:
+            self._logger.warning(warning)
         summary = {"dataset": self._dataset_name, **evaluation.summary()}
         self._logger.info(f"Sensitivity (%) at false positives per image:\n{score_table(summary)}")
         if self._output_dir:

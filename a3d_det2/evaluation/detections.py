@@ -51,9 +51,9 @@ def read_detections(path: str, image_ids: Sequence) -> Detections:
     if path.lower().endswith(".csv"):
         return _read_csv(path, image_ids)
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:
             results = json.load(f)
-    except ValueError as error:  # of JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: of JSON or UTF-8
         raise ValueError(f"{path}: expected detections as JSON, got a damaged file ({error}).") from error
     return detections_from_results(results, image_ids, path)
 
@@ -94,19 +94,22 @@ def _read_csv(path: str, image_ids: Sequence) -> Detections:
     with open(path, newline="", encoding="utf-8-sig") as f:
         try:
             reader = csv.DictReader(f)
-            missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(
-                    f"{path}: expected the columns {', '.join(CSV_COLUMNS)}; {', '.join(missing)} missing."
-                )
-            rows = [[row[name] for name in CSV_COLUMNS] for row in reader]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: expected a CSV file in UTF-8, got other bytes ({error}).") from error
+            found = list(reader.fieldnames or ())
+            if any(found.count(name) != 1 for name in CSV_COLUMNS):
+                got = ", ".join(found) or "none"
+                raise ValueError(f"{path}: expected the columns {', '.join(CSV_COLUMNS)}, each once; got {got}.")
+            rows = []
+            for i, row in enumerate(reader):
+                if None in row or None in row.values():
+                    raise ValueError(f"{path}, entry {i}: expected {len(found)} values, one for each column.")
+                rows.append([row[name] for name in CSV_COLUMNS])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: expected a CSV file in UTF-8, got something else ({error}).") from error
     numbers = np.empty((len(rows), 5))
     for i, (_, *values) in enumerate(rows):
         try:
-            numbers[i] = [float(value) for value in values]
-        except (TypeError, ValueError):
+            numbers[i] = [float(value.replace("_", "?")) for value in values]  # Python alone reads 1_0 as 10
+        except ValueError:
             raise ValueError(f"{path}, entry {i}: expected numbers as x1, y1, x2, y2, score, got {values}.") from None
     image = _image_indices([row[0] for row in rows], [str(image_id) for image_id in image_ids], path)
     return _detections(image, numbers[:, :4], numbers[:, 4], [None] * len(rows), [])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .froc import AVERAGED_FPS
 from .strata import long_diameter
 from .summary import Evaluation
-from .visualization import display_window, draw_key_slice
+from .visualization import display_window, draw_key_slice, plain
 
 SHOWN_FPS = 1  # false positives per image, of each result, with the detections that are shown
 
@@ -163,7 +163,7 @@ def plot_panels(rows: list[list[Panel]], columns: int = 6) -> Figure:
         for j, panel in enumerate(line):
             axes = figure.add_subplot(len(lines), columns, i * columns + j + 1)
             panel.draw(axes)
-            axes.set_title(panel.title, fontsize=8)
+            axes.set_title(plain(panel.title), fontsize=8)
     return figure
 
 

@@ -44,11 +44,11 @@ def mask_quality(images: list[dict], matches: Matches, detections: Detections) -
         if predicted is None:
             continue
         image = images[index]
-        mask = _decode(predicted, image)
+        mask = _decode(predicted, image, "predicted mask")
         dice = np.nan
         if lesion.get("segmentation"):
-            iou = coco_mask.iou([predicted], [_encode(lesion["segmentation"], image)], [0]).item()
-            dice = 2 * iou / (1 + iou)
+            truth = _decode(_encode(lesion["segmentation"], image), image, "annotated mask")
+            dice = 2 * np.count_nonzero(mask & truth) / max(mask.sum() + truth.sum(), 1)
         annotated = long_diameter(image, lesion)
         measured = np.nan if np.isnan(annotated) else mask_diameter(mask, image["spacing"])
         rows.append((index, dice, measured - annotated))
@@ -75,21 +75,36 @@ def mask_diameter(mask: np.ndarray, spacing: tuple[float, float]) -> float:
 
 def _encode(segmentation: dict | list, image: dict) -> dict:
     """Polygons or either kind of RLE -> compressed RLE."""
-    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
+    if isinstance(segmentation, dict) and not isinstance(segmentation.get("counts"), list):
         return segmentation
-    encoded = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
+    try:
+        encoded = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
+    except Exception as error:  # pycocotools raises nothing more special
+        raise ValueError(
+            f"{image['image_id']}: expected an annotated mask as polygons or run-length encoding, got another "
+            f"segmentation ({error})."
+        ) from error
     return coco_mask.merge(encoded) if isinstance(encoded, list) else encoded
 
 
-def _decode(mask: dict, image: dict) -> np.ndarray:
-    """(h, w) uint8, within the mask's own box."""
-    if list(mask["size"]) != [image["height"], image["width"]]:
+def _decode(rle: dict, image: dict, what: str) -> np.ndarray:
+    """(H, W) bool."""
+    size = [image["height"], image["width"]]
+    if not isinstance(rle.get("size"), (list, tuple)) or list(rle["size"]) != size:
         raise ValueError(
-            f"Expected masks of the size of {image['image_id']}, {image['height']} x {image['width']}; got one of "
-            f"{mask['size'][0]} x {mask['size'][1]}."
+            f"{image['image_id']}: expected {what}s of the image's size {size[0]} x {size[1]}, got one of "
+            f"{rle.get('size')}."
         )
+    counts = rle.get("counts")
     try:
-        x, y, width, height = coco_mask.toBbox(mask).astype(int)
-        return coco_mask.decode(mask)[y : y + height, x : x + width]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"A mask of {image['image_id']} cannot be decoded ({error}).") from error
+        mask = coco_mask.decode(rle)
+        again = coco_mask.encode(np.asfortranarray(mask))["counts"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{image['image_id']}: its {what} cannot be decoded ({error}).") from error
+    # Runs that do not add up to the image are decoded without a complaint, but are then others.
+    if (counts.encode() if isinstance(counts, str) else counts) != again:
+        raise ValueError(
+            f"{image['image_id']}: expected {what}s whose runs cover the image, as pycocotools writes them; got a "
+            "damaged one."
+        )
+    return mask.astype(bool)

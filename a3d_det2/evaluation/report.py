@@ -17,7 +17,7 @@ from .bootstrap import ResampledFroc, percentile_interval
 from .gallery import SHOWN_FPS, Case, case_panels, chosen_cases, plot_panel, plot_panels
 from .summary import CONFIDENCE, Evaluation
 from .tables import comparison_rows, interval_text, percent, scored_parts
-from .visualization import froc_axis, plot_froc, plot_scores, plot_strata
+from .visualization import froc_axis, plain, plot_froc, plot_scores, plot_strata
 
 # (D, H, W) HU and the mm between its slices, of a dataset dict; raises OSError or ValueError where there is none.
 SliceLoader = Callable[[dict], tuple[np.ndarray, float]]
@@ -164,7 +164,7 @@ def _show(case: Case, name: str, evaluations: dict, load: SliceLoader, pictures:
         return {**shown, "error": str(error)}
     rows = case_panels(case, evaluations, stack, interval)
     figure = plot_panels(list(rows))
-    figure.suptitle(f"{image['image_id']}: {case.caption}", fontsize=9)
+    figure.suptitle(plain(f"{image['image_id']}: {case.caption}"), fontsize=9)
     pictures.save(name, figure)
     tiles = [[(panel.title, pictures.photograph(plot_panel(panel))) for panel in row] for row in rows]
     return {**shown, "rows": tiles if len(evaluations) > 1 else [list(itertools.chain.from_iterable(tiles))]}

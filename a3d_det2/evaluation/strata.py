@@ -35,7 +35,7 @@ def build_strata(
 
     Returns:
         group -> name -> stratum:
-            "slice thickness": up to and above 2 mm, as in the DeepLesion papers; images with their false positives.
+            "slice thickness": up to and above 2 mm; images with their false positives.
             "lesion diameter": RECIST long diameter below 10, 10 to 30 and above 30 mm. As the dataset's author does it,
                 the lesions are chosen and the false positives are those of all images.
             "lesion type": likewise.
@@ -71,12 +71,13 @@ def long_diameter(image: dict, lesion: dict) -> float:
 
 
 def _distance_to_end(image: dict) -> float:
-    """mm from the key slice to the nearer end of its series; NaN where it is not known."""
-    if not image.get("slice_range"):
+    """mm from the key slice, ``NNN.png``, to the nearer end of its series; NaN where it is not known."""
+    stem = os.path.splitext(os.path.basename(image.get("file_name", "")))[0]
+    if not image.get("slice_range") or not stem.isdecimal():
         return np.nan
-    key = int(os.path.splitext(os.path.basename(image["file_name"]))[0])
     first, last = image["slice_range"]
-    return min(key - first, last - key) * _positive(image["slice_interval"])
+    slices = min(int(stem) - first, last - int(stem))
+    return slices * _positive(image.get("slice_interval")) if slices >= 0 else np.nan
 
 
 def _positive(value: float | None) -> float:

@@ -16,6 +16,10 @@ from .matching import MatchRule, match
 from .strata import Stratum, build_strata
 
 CONFIDENCE = 0.95
+NO_PATIENTS = (
+    "The ground truth does not say which images are of the same patient. The intervals are by resampled images, and "
+    "too narrow where a patient has several."
+)
 
 
 class Evaluation:
@@ -29,6 +33,7 @@ class Evaluation:
         matches: the match table; its lesions are the annotations, one image after the other.
         lesion_boxes: (m, 4) XYXY.
         strata: group -> name -> stratum, see :func:`.build_strata`.
+        warnings: of the detections, and of what the ground truth lacks.
         settings: what two evaluations that are compared have in common.
         by_patient: whether the images tell their patients, which are then resampled; the images are otherwise.
         patient: (num_images,) index of each image's patient.
@@ -55,6 +60,9 @@ class Evaluation:
             resamples: of the bootstrap; 0 gives no intervals.
             seed: of the bootstrap; the same one draws the same patients for every result on the same images.
             lesion_types, context: see :func:`.build_strata`.
+
+        Raises:
+            ValueError: if some images tell their patient and others do not; see also :func:`.match`.
         """
         self.images = images
         self.detections = detections
@@ -84,7 +92,15 @@ class Evaluation:
             "seed": seed,
         }
         self.by_patient = None not in patients
-        self.patient = np.unique(patients, return_inverse=True)[1] if self.by_patient else np.arange(len(images))
+        if not self.by_patient and set(patients) != {None}:
+            first = images[patients.index(None)]["image_id"]
+            raise ValueError(
+                f"Expected the patient of every image or of none. {patients.count(None)} of {len(images)} images have "
+                f"none; {first!r} is the first."
+            )
+        index = {patient: i for i, patient in enumerate(dict.fromkeys(patients))}
+        self.patient = np.array([index[p] for p in patients], int) if self.by_patient else np.arange(len(images))
+        self.warnings = [*detections.warnings, *([] if self.by_patient else [NO_PATIENTS])]
 
     def curve(self, stratum: Stratum | None = None) -> FrocCurve:
         """Of a stratum; None is all."""
@@ -120,9 +136,9 @@ class Evaluation:
 
         Returns:
             rule, fps_per_image, averaged_fps_per_image, confidence, resamples, seed, resampled ("patients" or
-            "images"); num_images, num_lesions, num_patients (with lesions), sensitivity and average with their
-            intervals; last_fps_per_image, where the curve ends; operating_points; AP50; masks, where there are any;
-            strata: group -> name -> numbers, sensitivity and average as above; num_detections,
+            "images"); num_images, num_lesions, num_patients (with lesions; None where that is not known), sensitivity
+            and average with their intervals; last_fps_per_image, where the curve ends; operating_points; AP50; masks,
+            where there are any; strata: group -> name -> numbers, sensitivity and average as above; num_detections,
             num_images_without_detections, warnings.
         """
         curve = self.curve()
@@ -148,17 +164,18 @@ class Evaluation:
             },
             "num_detections": len(self.detections.scores),
             "num_images_without_detections": len(self.images) - detected,
-            "warnings": self.detections.warnings,
+            "warnings": self.warnings,
         }
 
     def _scores(self, stratum: Stratum) -> dict:
         curve = self.curve(stratum)
         interval = percentile_interval(self.resampled(stratum), CONFIDENCE).tolist()
         lesions = self.matches.select(stratum.images, stratum.lesions)[1]
+        patients = np.unique(self.patient[self.matches.lesion_image[lesions]])
         return {
             "num_images": curve.num_images,
             "num_lesions": curve.num_lesions,
-            "num_patients": len(np.unique(self.patient[self.matches.lesion_image[lesions]])),
+            "num_patients": len(patients) if self.by_patient else None,
             "sensitivity": curve.at(self.fps_per_image).tolist(),
             "sensitivity_interval": interval[:-1],
             "average": float(curve.at(AVERAGED_FPS).mean()),

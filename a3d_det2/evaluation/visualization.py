@@ -14,6 +14,8 @@ from .froc import FrocCurve
 GROUND_TRUTH, DETECTION, SUBJECT = "#35d04b", "#ffb000", "#ff4fd8"
 SOFT_TISSUE, LUNG = (-175, 275), (-1350, 150)  # HU shown as black and white
 LOWEST_FPS = 1 / 8
+_LONGEST_LABEL = 60
+_FAR = 1e5  # px; matplotlib cannot draw what is much farther away
 
 
 def plot_froc(
@@ -35,7 +37,7 @@ def plot_froc(
         style = {"color": _colour(i)}
         sensitivity = curve.at(fps)
         reached = fps <= (curve.fps_per_image[-1] if len(curve.fps_per_image) else 0)
-        axes.plot(fps[reached], sensitivity[reached], label=f"{name} ({curve.num_lesions} lesions)", **style)
+        axes.plot(fps[reached], sensitivity[reached], label=f"{plain(name)} ({curve.num_lesions} lesions)", **style)
         if not reached.all():
             axes.plot(fps[~reached], sensitivity[~reached], linestyle=":", **style)
         if name in (bands or {}):
@@ -71,7 +73,14 @@ def plot_strata(averages: dict[str, dict[str, tuple[float, float, float]]]) -> F
         average, low, high = np.array(list(values.values())).T
         limits = np.nan_to_num([average - low, high - average])
         axes.errorbar(
-            average, places, xerr=limits.clip(0), fmt="o", markersize=4, capsize=2, color=_colour(i), label=result
+            average,
+            places,
+            xerr=limits.clip(0),
+            fmt="o",
+            markersize=4,
+            capsize=2,
+            color=_colour(i),
+            label=plain(result),
         )
     axes.set_yticks(range(len(strata)), strata)
     axes.set(xlabel="Average sensitivity", xlim=(0, 1.02), ylim=(len(strata) - 0.4, -0.6))
@@ -85,12 +94,12 @@ def plot_scores(scores: dict[str, np.ndarray], thresholds: Sequence[float] = ())
     """Histogram of the scores of each kind of detection, on logarithmic axes where all scores are positive.
 
     Args:
-        scores: name in the legend -> scores, of up to three kinds; what is infinite is left out.
+        scores: name in the legend -> scores, of up to three kinds; what is beyond 1e30 is left out.
         thresholds: vertical lines; NaN is left out.
     """
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    scores = {name: values[np.isfinite(values)] for name, values in scores.items()}
+    scores = {name: values[np.abs(values) < 1e30] for name, values in scores.items()}
     joined = np.concatenate([np.zeros(0), *scores.values()])
     if len(joined):
         low, high = joined.min(), joined.max()
@@ -101,7 +110,7 @@ def plot_scores(scores: dict[str, np.ndarray], thresholds: Sequence[float] = ())
         axes.set(xscale="log" if logarithmic else "linear", yscale="log")
         figure.legend(loc="outside upper center", ncols=len(scores))
     for threshold in thresholds:
-        if np.isfinite(threshold):
+        if np.abs(threshold) < 1e30:
             axes.axvline(threshold, color="black", linewidth=0.7, linestyle="--")
     axes.set(xlabel="Score", ylabel="Detections")
     return figure
@@ -144,6 +153,8 @@ def draw_key_slice(
     # Boxes are continuous: pixel i covers [i, i + 1].
     axes.imshow(hu, cmap="gray", vmin=window[0], vmax=window[1], extent=(0, width, height, 0), interpolation="nearest")
     axes.set_axis_off()
+    left, top, right, bottom = (0, 0, width, height) if crop is None else crop
+    axes.set(xlim=(left, right), ylim=(bottom, top), autoscale_on=False)  # whatever is drawn outside
 
     def outline(x1, y1, x2, y2, **style):
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.5, **style))
@@ -151,12 +162,12 @@ def draw_key_slice(
     for box in np.reshape(ground_truths, (-1, 4)):
         outline(*box, edgecolor=GROUND_TRUTH)
     for *box, score in np.reshape(detections, (-1, 5)):
+        box = np.clip(box, -_FAR, _FAR)
         outline(*box, edgecolor=DETECTION, linestyle="--")
         axes.text(box[0], box[1] - 1, f"{score:.2f}", color=DETECTION, fontsize=8, va="bottom", clip_on=True)
     if subject is not None:
+        subject = np.clip(subject, -_FAR, _FAR)
         _draw_corners(axes, subject, margin=0.01 * max(hu.shape) + 0.1 * (subject[2:] - subject[:2]).max())
-    if crop is not None:
-        axes.set(xlim=(crop[0], crop[2]), ylim=(crop[3], crop[1]))
 
 
 def _draw_corners(axes: Axes, box: np.ndarray, margin: float) -> None:
@@ -181,8 +192,16 @@ def plot_key_slices(samples: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndar
     for i, (title, *sample) in enumerate(samples):
         axes = figure.add_subplot(rows, columns, i + 1)
         draw_key_slice(axes, *sample)
-        axes.set_title(title, fontsize=8)
+        axes.set_title(plain(title), fontsize=8)
     return figure
+
+
+def plain(text: str) -> str:
+    """For matplotlib, which would set what stands between $ as a formula, hide labels that begin with _, and leave no
+    room for a chart beside a long path."""
+    text = text if len(text) <= _LONGEST_LABEL else f"...{text[3 - _LONGEST_LABEL :]}"
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _colour(index: int) -> tuple:

@@ -173,6 +173,17 @@ def test_read_what_other_tools_write(tmp_path):
     ]
 
 
+def test_read_null_is_not_known(tmp_path):
+    path = tmp_path / "coco.json"
+    image = {**BARE["images"][0], "patient": None, "spacing": None, "slice_range": None, "slice_interval": None}
+    annotation = {**BARE["annotations"][0], "diameters": None, "lesion_type": None}
+    path.write_text(json.dumps({"images": [image], "annotations": [annotation]}))
+    (record,) = read_coco(str(path))
+    assert record.keys() == {"file_name", "image_id", "height", "width", "annotations", "slice_interval"}
+    assert np.isnan(record["slice_interval"])
+    assert "diameters" not in record["annotations"][0]
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
@@ -181,11 +192,27 @@ def test_read_what_other_tools_write(tmp_path):
         ("annotations", [{}, {}], "entry 1 of annotations: expected an id that occurs once, got 1"),
         ("annotations", [{"image_id": 8}], "annotation 1: there is no image 8"),
         ("annotations", [{"iscrowd": 1}], "annotation 1: expected a lesion, got a crowd"),
-        ("annotations", [{"bbox": [1, 2, 3]}], r"annotation 1: expected a bbox .* got \[1, 2, 3\]"),
-        ("annotations", [{"bbox": [1, 2, "3", 4]}], "annotation 1: expected a bbox"),
+        ("annotations", [{"image_id": [7]}], r"annotation 1: there is no image \[7\]"),
+        ("annotations", [{"bbox": [1, 2, 3]}], r"annotation 1: expected 4 number\(s\) as bbox, got \[1, 2, 3\]"),
+        ("annotations", [{"bbox": [1, 2, "3", 4]}], "annotation 1: expected 4 number"),
+        ("annotations", [{"bbox": [1, 2, 10**400, 4]}], "annotation 1: expected 4 number"),
+        ("annotations", [{"bbox": [1, None, 3, 4]}], "annotation 1: expected a bbox"),
         ("annotations", [{"bbox": [1, 2, -3, 4]}], "annotation 1: expected a bbox"),
         ("annotations", [{"bbox": [1, 2, float("nan"), 4]}], "annotation 1: expected a bbox"),
-        ("annotations", [{"bbox": None}], "annotation 1: expected a bbox"),
+        ("annotations", [{"bbox": None}], "annotation 1: expected 4 number"),
+        ("annotations", [{"diameters": []}], r"annotation 1: expected 2 number\(s\) as diameters, got \[\]"),
+        (
+            "annotations",
+            [{"lesion_type": "liver"}],
+            "annotation 1: expected a whole number as lesion_type, got 'liver'",
+        ),
+        ("images", [{"file_name": 3}], "image 7: expected text as file_name, got 3"),
+        ("images", [{"width": None}], "image 7: expected a whole number as width, got None"),
+        ("images", [{"patient": [1]}], r"image 7: expected a whole number or text as patient, got \[1\]"),
+        ("images", [{"slice_interval": "5"}], r"image 7: expected 1 number\(s\) as slice_interval"),
+        ("images", [{"spacing": 0.5}], r"image 7: expected 2 number\(s\) as spacing, got 0.5"),
+        ("images", [{"slice_range": [1]}], r"image 7: expected 2 number\(s\) as slice_range, got \[1\]"),
+        ("images", [{"slice_range": [1, None]}], r"image 7: expected 2 number\(s\) as slice_range"),
     ],
 )
 def test_read_errors_name_the_entry(tmp_path, kind, changes, message):
@@ -199,7 +226,5 @@ def test_read_errors_name_the_entry(tmp_path, kind, changes, message):
 def test_read_another_format(tmp_path, text):
     path = tmp_path / "coco.json"
     path.write_text(text)
-    with pytest.raises(
-        ValueError, match=r"coco.json(: expected COCO's annotation format|, entry 0 of images: expected)"
-    ):
+    with pytest.raises(ValueError, match=r"coco.json(: expected|, entry 0 of images: expected)"):
         read_coco(str(path))

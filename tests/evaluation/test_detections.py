@@ -115,6 +115,9 @@ def test_json_files(tmp_path):
     path.write_text(json.dumps([entry()])[:-5])
     with pytest.raises(ValueError, match="results.json: expected detections as JSON, got a damaged file"):
         read_detections(str(path), IDS)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="results.json: expected detections as JSON, got a damaged file"):
+        read_detections(str(path), IDS)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="results.json: expected detections as JSON, got a damaged file"):
         read_detections(str(path), IDS)
@@ -134,10 +137,14 @@ def test_csv_files(tmp_path):
     path.write_text("image_id,x1,y1,x2,y2,score\n")
     assert len(read_detections(str(path), [7]).scores) == 0
     for text, message in (
-        ("image_id,x1,y1,x2\n", "results.csv: expected the columns image_id, .*; y2, score missing"),
+        ("image_id,x1,y1,x2\n", "results.csv: expected the columns .*, each once; got image_id, x1, y1, x2\\."),
         ("", "results.csv: expected the columns"),
         ("image_id,x1,y1,x2,y2,score\n7,1,2,3,4,high\n", "results.csv, entry 0: expected numbers .* got .*'high'"),
-        ("image_id,x1,y1,x2,y2,score\n7,1,2,3\n", "results.csv, entry 0: expected numbers"),
+        ("image_id,x1,y1,x2,y2,score,score\n7,1,2,3,4,1,1\n", "results.csv: expected the columns .*, each once"),
+        ("image_id,x1,y1,x2,y2,score\n7,1,2,3\n", "results.csv, entry 0: expected 6 values"),
+        ("image_id,x1,y1,x2,y2,score\n7,1,2,3,4,0,5\n", "results.csv, entry 0: expected 6 values"),
+        ("image_id,x1,y1,x2,y2,score\n7,1,2,3,4,1_0\n", "results.csv, entry 0: expected numbers"),
+        (f"image_id,x1,y1,x2,y2,score\n7,1,2,3,4,{'1' * 200_000}\n", "results.csv: expected a CSV file"),
         ("image_id,x1,y1,x2,y2,score\n9,1,2,3,4,1\n", "entry 0: expected an image .* such as '7'; got '9'"),
     ):
         path.write_text(text)

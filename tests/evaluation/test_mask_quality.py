@@ -67,7 +67,7 @@ def test_other_encodings_of_the_ground_truth(kind):
 
 
 def test_another_size_is_an_error():
-    with pytest.raises(ValueError, match=r"of a.png, 50 x 60; got one of 60 x 50"):
+    with pytest.raises(ValueError, match=r"a.png: expected predicted masks of the image's size 50 x 60, got .*60, 50"):
         quality([image()], (BOX, 0.9, rle(5, 5, 24, 14, size=(60, 50))))
 
 
@@ -78,3 +78,34 @@ def test_diameter_of_an_ellipse():
     assert mask_diameter(mask, (0.2, 0.8)) == pytest.approx(96, abs=1)  # the other axis is the longer one now
     assert mask_diameter(np.eye(5, dtype=bool)[:1] * 0, (1, 1)) == 0
     assert mask_diameter(np.eye(1, dtype=bool), (1, 1)) == 0
+
+
+def uncompressed(*counts):
+    return coco_mask.frPyObjects({"size": [50, 60], "counts": list(counts)}, 50, 60)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"size": [50, 60], "counts": "zzzzzzzz"},
+        {"size": [50, 60], "counts": ""},
+        {"size": [50, 60], "counts": "ä"},
+        {"size": [50, 60], "counts": None},
+        {"size": [50, 60]},
+        uncompressed(1, 2, 3),
+    ],
+)
+def test_damaged_runs_are_an_error(mask):
+    good = rle(5, 5, 24, 14)
+    with pytest.raises(ValueError, match=r"a.png: (expected|its) predicted mask"):
+        quality([image(segmentation=good)], (BOX, 0.9, mask))
+    with pytest.raises(ValueError, match=r"a.png: (expected|expected an|its) annotated mask"):
+        quality([image(segmentation=mask)], (BOX, 0.9, good))
+
+
+@pytest.mark.parametrize(
+    "segmentation", ["text", [[1, 2, 3]], [1, 2, 3, 4, 5, 6], rle(5, 5, 24, 14, size=(60, 50)), [[]]]
+)
+def test_annotated_masks_that_are_none(segmentation):
+    with pytest.raises(ValueError, match=r"a.png: expected (an )?annotated mask"):
+        quality([image(segmentation=segmentation)], (BOX, 0.9, rle(5, 5, 24, 14)))

@@ -7,7 +7,7 @@ import pytest
 
 from a3d_det2.data.dl_info import LESION_TYPES
 from a3d_det2.evaluation.detections import detections_from_results
-from a3d_det2.evaluation.report import write_report
+from a3d_det2.evaluation.report import _plot_scores, write_report
 from a3d_det2.evaluation.summary import Evaluation, compare, nan_to_none
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -61,7 +61,7 @@ def report(tmp_path_factory):
     folder, records = tmp_path_factory.mktemp("report"), images()
     evaluations = {
         name: Evaluation(records, detect(records, seed), lesion_types=LESION_TYPES, resamples=100)
-        for name, seed in (("A3D <7>", 1), ("none", 2))
+        for name, seed in (("A3D <7>", 1), ("/" + "experiments_of_this_year/" * 6 + "results.json", 2))
     }
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     comparison = compare(*evaluations.values())
@@ -76,6 +76,17 @@ def test_pictures_as_png(report):
         "worst_misses_01.png", "worst_misses_02.png", "strongest_false_positives_01.png",
         "strongest_false_positives_02.png", "random_sample_01.png", "random_sample_02.png",
     }  # fmt: skip
+
+
+def test_kinds_of_detections_add_up():
+    records = images()
+    evaluation = Evaluation(records, detect(records, 1), resamples=0)
+    axes = _plot_scores(evaluation, evaluation.summary()).axes[0]
+    counts = [sum(bar.get_height() for bar in bars) for bars in axes.containers]
+    matches = evaluation.matches
+    found = matches.hit_by[matches.hit_by < len(matches.score)]
+    false_positives = matches.false_positive.sum()
+    assert counts == [len(set(found)), len(matches.score) - len(set(found)) - false_positives, false_positives]
 
 
 def test_same_input_same_page(tmp_path):

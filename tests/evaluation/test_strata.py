@@ -51,6 +51,16 @@ def test_what_is_not_known_makes_no_stratum():
     assert list(build_strata([image(lesions=[(9, 1)])])) == ["slice thickness", "lesion diameter", "end of series"]
 
 
+@pytest.mark.parametrize("name", ["000001_01_01_010.png", "IMG_1.png", "030.png", "000.png"])
+def test_a_slice_number_that_is_none_or_out_of_range(name):
+    groups = build_strata([{**image(), "file_name": f"root/{name}"}])
+    assert "end of series" not in groups
+
+
+def test_slice_range_without_an_interval():
+    assert build_strata([{"file_name": "root/010.png", "slice_range": [1, 20]}]) == {}
+
+
 def test_official_test_split(official_csv):
     images = load_deeplesion(str(official_csv), "Images_png", "test", drop_noisy=True)
     groups = build_strata(images, LESION_TYPES)

@@ -118,9 +118,28 @@ def test_the_average_is_over_the_published_levels_whatever_is_reported(images):
 def test_without_patients_images_are_resampled(images):
     bare = [{key: value for key, value in image.items() if key != "patient"} for image in images]
     evaluation = Evaluation(bare, detect(images, 0.8), resamples=10)
-    assert evaluation.summary()["resampled"] == "images"
+    summary = evaluation.summary()
+    assert (summary["resampled"], summary["num_patients"]) == ("images", None)
+    assert summary["warnings"][0].startswith("The ground truth does not say which images are of the same patient.")
     assert evaluation.weights.shape == (10, 60)
     assert Evaluation(images, detect(images, 0.8), resamples=10).weights.shape == (10, 30)
+
+
+def test_patients_of_some_images_only(images):
+    mixed = [*images[:-1], {**images[-1], "patient": None}]
+    with pytest.raises(ValueError, match="1 of 60 images have none; '59.png' is the first"):
+        Evaluation(mixed, detect(images, 0.8))
+
+
+def test_patients_of_several_kinds(images):
+    mixed = [{**image, "patient": (1, "1")[i % 2]} for i, image in enumerate(images)]
+    assert Evaluation(mixed, detect(images, 0.8), resamples=3).weights.shape == (3, 2)
+
+
+def test_a_level_beyond_all_numbers(images):
+    summary = Evaluation(images, detect(images, 0.8), fps_per_image=[8, 1e30], resamples=50).summary()
+    low, high = summary["sensitivity_interval"][1]
+    assert low <= summary["sensitivity"][1] <= high or math.isnan(low)
 
 
 @pytest.mark.parametrize("case", ["no detections", "no lesions", "no images", "no resamples"])

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from a3d_det2.evaluation.froc import FrocCurve
-from a3d_det2.evaluation.visualization import froc_axis, plot_froc, plot_scores, plot_strata
+from a3d_det2.evaluation.visualization import draw_key_slice, froc_axis, plot_froc, plot_scores, plot_strata
 
 
 def curve(last, lesions=3):
@@ -51,6 +52,27 @@ def test_scores(scores, scale):
     assert axes.get_xscale() == scale
     assert sum(patch.get_height() for patch in axes.patches) == np.isfinite(scores).sum()
     assert len(axes.lines) == 1
+
+
+def test_names_that_matplotlib_would_read_otherwise(tmp_path):
+    names = [r"a $\foo$", "_base", "$x^2$"]
+    figure = plot_froc({name: curve(20) for name in names})
+    figure.savefig(tmp_path / "froc.png")
+    assert len(figure.axes[0].get_legend().get_texts()) == 3
+    plot_strata({name: {"all": (0.5, 0.4, 0.7)} for name in names}).savefig(tmp_path / "strata.png")
+
+
+def test_scores_of_any_size(tmp_path):
+    scores = np.array([1e308, -1.7e308, 1.7e308, 0.5, 0.1])
+    plot_scores({"first": scores}, [1e308, 0.5]).savefig(tmp_path / "scores.png")
+
+
+@pytest.mark.parametrize("subject", [[5, 10, 60, 70], [-3, -3, 200, 200], [-1e308, 0, 1e308, 5]])
+def test_what_lies_outside_does_not_move_the_slice(subject):
+    axes = Figure().add_subplot()
+    found = np.array([[-50, -50, 900, 900, 0.5], [0, 0, 1e308, 1e308, 0.4]])
+    draw_key_slice(axes, np.zeros((80, 100)), np.zeros((0, 4)), found, subject=np.array(subject, dtype=float))
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 100), (80, 0))
 
 
 def test_no_scores():

@@ -186,6 +186,15 @@ def test_noisy_rows_and_weak_masks(run, phantom, tmp_path):
     assert counts[1] == (len(images) - 1, len(lesions) - sum(row["File_name"] == noisy for row in rows))
 
 
+def test_coco_beside_the_slices_has_a_gallery(run, phantom, files, tmp_path):
+    (phantom / "coco.json").write_text(json.dumps(to_coco(records(phantom), str(phantom / "Images_png"))))
+    run("--ground-truth", phantom / "coco.json", "--results", files[0], "--output", tmp_path, "--gallery", 1)
+    (phantom / "coco.json").unlink()
+    page = (tmp_path / "report.html").read_text()
+    assert "Not shown" not in page
+    assert "+4 mm" in page
+
+
 def test_slices_of_the_gallery(evaluate, phantom):
     image = records(phantom)[0]
     stack, interval = evaluate.load_slices(image)
@@ -274,3 +283,7 @@ def test_names(evaluate):
     assert list(evaluate.named([folder.format("a3d"), folder.format("none")])) == ["a3d", "none"]
     assert evaluate.named(["mine=x/y.csv", "x/y.csv"]) == {"mine": "x/y.csv", "y": "x/y.csv"}
     assert list(evaluate.named(["1/run/inference/x.json", "2/run/inference/x.json"])) == ["x", "2/run/inference/x.json"]
+    assert list(evaluate.named(["../inference/coco_instances_results.json"])) != [".."]
+    for argument in ("", "=x.json", "x="):
+        with pytest.raises(ValueError, match="Expected a file or NAME=FILE"):
+            evaluate.named([argument])
