@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -6,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
@@ -290,13 +292,23 @@ def number_of_files(root):
 
 
 def kill_at(files, root, arguments, repo):
-    """Start a run and SIGKILL its main process once there are so many files; returns whether it still ran then."""
-    process = subprocess.Popen(arguments, cwd=repo, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Start a run and SIGKILL its main process once there are so many files; returns whether it still ran then.
+
+    Its workers notice and end by themselves; until then they may still write.
+    """
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen(arguments, cwd=repo, **quiet)
     while number_of_files(root) < files and process.poll() is None:
         pass
     killed = process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 60
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        raise AssertionError("workers were still there a minute after their parent was killed")
     return killed
 
 
