@@ -83,10 +83,10 @@ def read_coco(path: str, image_root: str = "") -> list[dict]:
             image, a box is no box, or an annotation is a crowd, which no lesion is. The message names file and entry.
     """
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:
             coco = json.load(f)
         images, annotations = coco["images"], coco["annotations"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected COCO's annotation format, a JSON object with images and annotations "
             f"({type(error).__name__}: {error})."

@@ -35,7 +35,7 @@ def mask_quality(images: list[dict], matches: Matches, detections: Detections) -
         matches: of their lesions, one image after the other, and the detections.
 
     Raises:
-        ValueError: if a predicted mask has not the size of its image, or cannot be decoded.
+        ValueError: if a mask, predicted or annotated, has not the size of its image, or is damaged.
     """
     lesions = [lesion for image in images for lesion in image.get("annotations", ())]
     rows = []
