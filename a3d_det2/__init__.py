@@ -17,9 +17,10 @@ from importlib.util import find_spec
 if find_spec("detectron2") is not None:
     from .checkpoint import BestCheckpointer, LesionCheckpointer
     from .config import add_a3d_config
-    from .data.augmentation import AffineTransform, RandomAffine, RandomHUJitter
+    from .data.augmentation import RandomAffine, RandomHUJitter
     from .data.dataset_mapper import DeepLesionMapper
     from .data.deeplesion import register_all_deeplesion
+    from .data.transforms import AffineTransform
     from .evaluation.deeplesion_evaluation import DeepLesionEvaluator
     from .modeling.backbone import (
         build_a3d_densenet_backbone,

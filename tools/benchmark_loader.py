@@ -106,23 +106,25 @@ class Mapped(Delivered):
         from detectron2.data import transforms as T
 
         from a3d_det2 import DeepLesionMapper, RandomAffine
+        from a3d_det2.data.sample import SampleLoader
 
         super().__init__(records, num_slices, form)
         stacks = Delivered(records, num_slices, form)
         index = {record["file_name"]: i for i, record in enumerate(records)}
+        options = {
+            "is_train": True,
+            "num_slices": num_slices,
+            "slice_interval": INTERVAL,
+            "hu_window": (-1024, 2050),
+            "use_instance_mask": True,
+        }
 
-        class Mapper(DeepLesionMapper):
+        class Stacks(SampleLoader):
             def _load(self, record: dict) -> np.ndarray:
-                return stacks[index[record["file_name"]]].numpy().transpose(1, 2, 0)
+                return stacks[index[record["file_name"]]].numpy()
 
-        self._mapper = Mapper(
-            is_train=True,
-            num_slices=num_slices,
-            slice_interval=INTERVAL,
-            hu_window=(-1024, 2050),
-            augmentations=[T.RandomFlip(), RandomAffine()],
-            use_instance_mask=True,
-        )
+        self._mapper = DeepLesionMapper(augmentations=[T.RandomFlip(), RandomAffine()], **options)
+        self._mapper.load = Stacks(**options)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self._mapper(self.records[index])["image"]

@@ -281,11 +281,11 @@ def test_from_config(record):
     assert (jitter.prob, jitter.offset, jitter.gain) == (0.3, 7.0, 0.05)
     assert len(DeepLesionMapper(cfg, is_train=False).augmentations.augs) == 1
     cfg.INPUT.HU_JITTER.PROB, cfg.INPUT.UNREADABLE_KEY_SLICE = 0.0, "skip"
-    assert DeepLesionMapper(cfg).unreadable_key_slice == "skip"
+    assert DeepLesionMapper(cfg).load.unreadable_key_slice == "skip"
     assert [type(a).__name__ for a in test.augmentations.augs] == ["ResizeIfNeeded"]
     torch.testing.assert_close(test(record)["image"], mapper(False)(record)["image"])
     cfg.INPUT.RESAMPLING = "thin"
-    assert (train.resampling, DeepLesionMapper(cfg).resampling) == ("linear", "thin")
+    assert (train.load.resampling, DeepLesionMapper(cfg).load.resampling) == ("linear", "thin")
     cfg.INPUT.CROP.ENABLED = True
     assert isinstance(DeepLesionMapper(cfg, is_train=True).augmentations.augs[0], T.RandomCrop)
     np.random.seed(0)

@@ -1,0 +1,227 @@
+"""A dataset dict -> augmented, windowed slices, boxes and masks: what every engine trains and tests with."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from fvcore.transforms.transform import Transform
+
+from .once import OncePerFile
+from .png import UnreadableSlice
+from .recist import is_recist_box, transform_recist_box
+from .slices import load_slice_stack, window_hu
+from .weak_masks import recist_ellipse
+
+Augment = Callable[[np.ndarray], tuple[np.ndarray, Transform]]
+SMALLEST_SIDE = 1e-5  # px, of a box that is kept; as Detectron2's filter_empty_instances
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    Attributes:
+        image: (D, H, W) float32, windowed.
+        thickness: distance between the slices on disk in mm, however they were resampled. Where the dict says nothing
+            usable the stack is one slice repeated, and any value is right: the distance that the model is used to.
+        boxes: (n, 4) float32 XYXY; as in DeepLesion they name pixels, from the centre of the first to that of the last.
+        classes: (n,) int64.
+        masks: for each box (H, W) bool, or polygons, flat arrays of x and y; None without masks.
+        original_size: (height, width) of the slices on disk.
+    """
+
+    image: np.ndarray
+    thickness: float
+    boxes: np.ndarray
+    classes: np.ndarray
+    masks: list | None
+    original_size: tuple[int, int]
+
+
+class SampleLoader:
+    """Dataset dicts, as :func:`load_deeplesion` makes them, -> samples.
+
+    1. Load the key slice and its neighbours, resampled along z, in HU; a damaged neighbour is replaced and logged.
+    2. Augment image, boxes, masks and RECIST points together. DeepLesion's boxes and points name pixels (0 is the
+       centre of the first), while transforms take continuous coordinates (0 is its edge): they are shifted by half a
+       pixel and back. A box that was made of RECIST points is made again of the transformed ones.
+    3. Window the HU values.
+    4. In training, keep the lesions that are still in the image. A lesion without a mask gets the outline through its
+       RECIST axes.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        num_slices: int,
+        slice_interval: float,
+        resampling: str = "linear",
+        hu_window: tuple[float, float],
+        use_instance_mask: bool = False,
+        mask_format: str = "bitmask",
+        unreadable_key_slice: str = "error",
+    ):
+        """
+        Args:
+            is_train: whether to keep the annotations.
+            num_slices: D, odd.
+            slice_interval: distance in mm between the slices the model sees.
+            resampling: see :func:`load_slice_stack`.
+            hu_window: see :func:`window_hu`.
+            use_instance_mask: whether to make masks, of "segmentation" (polygons or RLE) or "recist".
+            mask_format: "polygon" or "bitmask"; "polygon" cannot take RLE.
+            unreadable_key_slice: "error", or "skip", which in training returns None and logs it.
+
+        Raises:
+            ValueError: on another ``unreadable_key_slice`` or ``mask_format``.
+        """
+        for name, value, choices in (
+            ("unreadable_key_slice", unreadable_key_slice, ("error", "skip")),
+            ("mask_format", mask_format, ("polygon", "bitmask")),
+        ):
+            if value not in choices:
+                raise ValueError(f"Unknown {name} {value!r}. Choose one of {', '.join(choices)}.")
+        self.is_train = is_train
+        self.num_slices = num_slices
+        self.slice_interval = slice_interval
+        self.resampling = resampling
+        self.hu_window = hu_window
+        self.use_instance_mask = use_instance_mask
+        self.mask_format = mask_format
+        self.unreadable_key_slice = unreadable_key_slice
+        logger = logging.getLogger(__name__)
+        self._on_damage = OncePerFile(logger)
+        self._skipped = OncePerFile(logger)
+
+    def __call__(self, record: dict, augment: Augment) -> Sample | None:
+        """
+        Args:
+            record: as :func:`load_deeplesion` makes it; one without annotations has no lesions.
+            augment: takes the image as (H, W, D) float32 in HU, and gives it transformed, with what did it.
+
+        Returns:
+            None, in training and with ``unreadable_key_slice="skip"``, if the key slice cannot be read.
+
+        Raises:
+            FileNotFoundError, UnreadableSlice: see :func:`load_slice_stack`; also if the key slice has another size
+                than the dict says.
+            ValueError: if masks are asked for and a lesion has nothing to make one of, or one that does not fit.
+        """
+        try:
+            stack = self._load(record)
+        except (FileNotFoundError, UnreadableSlice) as error:
+            if not self.is_train or self.unreadable_key_slice == "error":
+                raise
+            self._skipped(
+                record["file_name"], f"{error} Skipped: key slice {self._skipped.count() + 1} that is unreadable."
+            )
+            return None
+        original_size = stack.shape[1:]
+        # (D, H, W) -> (H, W, D), a view of memory in which each slice is contiguous, and back.
+        augmented, transform = augment(stack.transpose(1, 2, 0))
+        augmented = augmented.transpose(2, 0, 1)
+        image = window_hu(augmented, self.hu_window, out=np.empty(augmented.shape, dtype=np.float32))
+        interval = record["slice_interval"]
+        thickness = interval if 0 < interval < math.inf else self.slice_interval
+        lesions = self._lesions(record, transform, original_size, image.shape[1:])
+        return Sample(image, thickness, *lesions, original_size)
+
+    def _load(self, record: dict) -> np.ndarray:
+        stack = load_slice_stack(
+            record["file_name"],
+            self.num_slices,
+            record["slice_interval"],
+            self.slice_interval,
+            self.resampling,
+            slice_range=record.get("slice_range"),
+            on_damage=self._on_damage,
+        )
+        size = stack.shape[1:]
+        expected = (record.get("height", size[0]), record.get("width", size[1]))
+        if size != expected:
+            raise UnreadableSlice(f"{record['file_name']}: expected the height and width {expected}, got {size}.")
+        return stack
+
+    def _lesions(
+        self, record: dict, transform: Transform, original_size: tuple[int, int], image_size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, list | None]:
+        boxes, classes, masks = [], [], []
+        for annotation in record.get("annotations", ()) if self.is_train else ():
+            box = self._box(annotation, transform, original_size, image_size)
+            mask = self._mask(annotation, transform, record["file_name"], original_size, image_size)
+            if min(box[2:] - box[:2]) > SMALLEST_SIDE and not (isinstance(mask, np.ndarray) and not mask.any()):
+                boxes.append(box)
+                classes.append(annotation["category_id"])
+                masks.append(mask)
+        boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        return boxes, np.array(classes, dtype=np.int64), masks if self.use_instance_mask else None
+
+    def _box(
+        self, annotation: dict, transform: Transform, original_size: tuple[int, int], image_size: tuple[int, int]
+    ) -> np.ndarray:
+        """(4,) float64, XYXY, clipped from the centre of the first pixel to that of the last."""
+        box, recist = np.array(annotation["bbox"], dtype=np.float64), annotation.get("recist")
+        if recist is not None and is_recist_box(box, recist, original_size):
+            moved = transform_recist_box(np.array(recist) + 0.5, transform.apply_coords)
+        else:
+            moved = transform.apply_box(box[None] + 0.5)[0]
+        return np.clip(moved - 0.5, 0, np.array([*image_size[::-1]] * 2) - 1)
+
+    def _mask(
+        self,
+        annotation: dict,
+        transform: Transform,
+        file_name: str,
+        original_size: tuple[int, int],
+        image_size: tuple[int, int],
+    ) -> np.ndarray | list[np.ndarray] | None:
+        if not self.use_instance_mask:
+            return None
+        from pycocotools import mask as coco_mask
+
+        mask = annotation.get("segmentation")
+        if isinstance(mask, dict):
+            self._check_rle(mask, file_name, original_size)
+            return transform.apply_segmentation(coco_mask.decode(mask)).astype(bool)
+        if mask is None:
+            mask = [self._outline(annotation, file_name)]
+        polygons = transform.apply_polygons([np.array(p, dtype=np.float64).reshape(-1, 2) for p in mask])
+        polygons = [polygon.ravel() for polygon in polygons]
+        if self.mask_format == "polygon":
+            return polygons
+        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *image_size))).astype(bool)
+
+    def _check_rle(self, mask: dict, file_name: str, original_size: tuple[int, int]) -> None:
+        if self.mask_format == "polygon":
+            raise ValueError(
+                f"{file_name}: its masks are run-length encoded; set INPUT.MASK_FORMAT to 'bitmask'. "
+                "Got 'polygon' instead!"
+            )
+        size = tuple(mask["size"])
+        if size != original_size:
+            raise ValueError(f"{file_name}: expected masks of its size {original_size}, got one of {size}.")
+
+    def _outline(self, annotation: dict, file_name: str) -> np.ndarray:
+        if "recist" not in annotation:
+            raise ValueError(
+                f"{file_name}: MODEL.MASK_ON needs a 'segmentation' or 'recist' in every annotation. Got one with only "
+                f"{', '.join(annotation)}."
+            )
+        # The points name pixels as boxes do; masks have no such shift to undo.
+        return recist_ellipse(annotation["recist"]) + 0.5
+
+
+def sample_options(cfg, is_train: bool) -> dict:
+    """The arguments of a :class:`SampleLoader`, of a config."""
+    return {
+        "is_train": is_train,
+        "num_slices": cfg.MODEL.A3D.NUM_SLICES,
+        "slice_interval": cfg.INPUT.SLICE_INTERVAL,
+        "resampling": cfg.INPUT.RESAMPLING,
+        "hu_window": cfg.INPUT.HU_WINDOW,
+        "use_instance_mask": cfg.MODEL.MASK_ON,
+        "mask_format": cfg.INPUT.MASK_FORMAT,
+        "unreadable_key_slice": cfg.INPUT.UNREADABLE_KEY_SLICE,
+    }
