@@ -1,0 +1,93 @@
+"""Config -> trunk, for every engine."""
+
+import logging
+from collections.abc import Sequence
+
+from torch import distributed
+
+from .densenet import DenseNet3D
+from .trunk import SqueezedTrunk
+
+
+def build_squeezed_densenet(
+    cfg, out_features: Sequence[str] | None = None, squeezed: type[SqueezedTrunk] = SqueezedTrunk
+) -> SqueezedTrunk:
+    """
+    Args:
+        cfg: a config.
+        out_features: see :class:`.SqueezedTrunk`, whose subclass ``squeezed`` may be.
+
+    Returns:
+        DenseNet trunk and squeeze; the outputs are "dense1", "dense2", ..., or those of ``out_features``.
+
+    Raises:
+        ValueError: if NUM_SLICES is even, PIXEL_MEAN has not one entry, OPERATOR or NORM is unknown, or THICKNESS_AWARE
+            is set for another operator than a3d.
+    """
+    num_slices = checked_num_slices(cfg)
+    trunk = DenseNet3D(
+        cfg.MODEL.A3D.OPERATOR,
+        num_slices,
+        block_config=cfg.MODEL.A3D.BLOCK_CONFIG,
+        growth_rate=cfg.MODEL.A3D.GROWTH_RATE,
+        num_init_features=cfg.MODEL.A3D.NUM_INIT_FEATURES,
+        bn_size=cfg.MODEL.A3D.BN_SIZE,
+        norm=_usable_norm(cfg),
+        **operator_options(cfg),
+    )
+    return squeezed(trunk, num_slices, trunk.out_channels, trunk.out_strides, out_features)
+
+
+def checked_num_slices(cfg) -> int:
+    """
+    Raises:
+        ValueError: if NUM_SLICES is even, or PIXEL_MEAN has not one entry.
+    """
+    channels = len(cfg.MODEL.PIXEL_MEAN)
+    if channels != 1:
+        raise ValueError(
+            "MODEL.PIXEL_MEAN must have one entry, for the one grey channel; it is broadcast over the slices and "
+            f"MODEL.A3D.NUM_SLICES says how many these are. Got {channels} entries instead!"
+        )
+    num_slices = cfg.MODEL.A3D.NUM_SLICES
+    if num_slices < 1 or num_slices % 2 == 0:
+        raise ValueError(
+            f"MODEL.A3D.NUM_SLICES must be odd, so that the key slice is the middle one. Got {num_slices} instead!"
+        )
+    return num_slices
+
+
+def operator_options(cfg) -> dict:
+    """What the operator takes beyond the arguments of all.
+
+    Raises:
+        ValueError: if THICKNESS_AWARE is set for another operator than a3d.
+    """
+    op, thickness_aware = cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.THICKNESS_AWARE
+    if thickness_aware and op != "a3d":
+        raise ValueError(
+            f"MODEL.A3D.THICKNESS_AWARE is an option of the operator a3d (alignshift always is). Got {op!r} instead!"
+        )
+    uses_thickness = thickness_aware or op == "alignshift"
+    if uses_thickness != (cfg.INPUT.RESAMPLING in ("thin", "none")) and op != "a3d":
+        logging.getLogger(__name__).warning(
+            f"MODEL.A3D.OPERATOR is {op!r} and INPUT.RESAMPLING {cfg.INPUT.RESAMPLING!r}. The published setup has "
+            '"thin" for alignshift, which interpolates between thick slices itself, and "linear" for all others.'
+        )
+    # Slices closer than SLICE_INTERVAL are resampled to it: up to there nothing has to adapt.
+    reference = {"reference_thickness": cfg.INPUT.SLICE_INTERVAL}
+    if op == "alignshift":
+        return reference
+    return {"thickness_aware": True, **reference} if thickness_aware else {}
+
+
+def _usable_norm(cfg) -> str:
+    norm = cfg.MODEL.A3D.NORM
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    if norm == "SyncBN" and (not cfg.MODEL.DEVICE.startswith("cuda") or processes == 1):
+        logging.getLogger(__name__).warning(
+            f"MODEL.A3D.NORM is SyncBN, which needs CUDA and several processes; using BN on {cfg.MODEL.DEVICE} with "
+            f"{processes} process(es)."
+        )
+        return "BN"
+    return norm
