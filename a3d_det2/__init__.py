@@ -11,7 +11,6 @@ and phantom (``data``) and the metrics and report (``evaluation``). With it, imp
                     under $DETECTRON2_DATASETS
 """
 
-import os
 from importlib.util import find_spec
 
 if find_spec("detectron2") is not None:
@@ -19,7 +18,7 @@ if find_spec("detectron2") is not None:
     from .config import add_a3d_config
     from .data.augmentation import RandomAffine, RandomHUJitter
     from .data.dataset_mapper import DeepLesionMapper
-    from .data.deeplesion import register_all_deeplesion
+    from .data.deeplesion import datasets_root, register_all_deeplesion
     from .data.transforms import AffineTransform
     from .evaluation.deeplesion_evaluation import DeepLesionEvaluator
     from .modeling.backbone import (
@@ -32,7 +31,7 @@ if find_spec("detectron2") is not None:
     from .modeling.lesion_retinanet import LesionRetinaNet
     from .modeling.mask_head import DiceMaskHead
 
-    register_all_deeplesion(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+    register_all_deeplesion(datasets_root())
 
     __all__ = [
         "AffineTransform",

@@ -1,9 +1,8 @@
-"""Loading that raises when weights do not fit, and saving that survives a kill at any moment."""
+"""Detectron2's checkpoints: what loads strictly, and what keeps the best."""
 
 import logging
 import math
 import os
-import pickle
 import re
 
 import torch
@@ -13,7 +12,6 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from .layers import FusionConv
-from .modeling.densenet import DenseNet3D
 from .modeling.pretrained import (
     MAY_BE_ABSENT,
     convert_detectron2_2d,
@@ -21,73 +19,34 @@ from .modeling.pretrained import (
     fit_kernels,
     is_detectron2_2d,
     is_published,
-    is_torchvision_densenet,
-    load_torchvision_densenet,
 )
+from .strict_checkpoint import NOTHING, StrictCheckpointer
 
 
-class LesionCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer that also
-
-    1. loads the weights of :mod:`a3d_det2.modeling.pretrained`, from a file or URL: torchvision's DenseNet, the models
-       that the paper's authors published, Detectron2's 2D models and ImageNet ResNets,
-    2. raises when weights do not fit, instead of logging it,
-    3. puts each file under its name only when it is complete.
+class LesionCheckpointer(StrictCheckpointer, DetectionCheckpointer):
+    """Detectron2's checkpointer, as strict as :class:`.StrictCheckpointer`, that also loads the models that the paper's
+    authors published, Detectron2's 2D models and ImageNet ResNets; see :mod:`a3d_det2.modeling.pretrained`.
 
     A 2D model of Detectron2 is a start: what fuses the slices is new, and so are those layers of its heads whose shape
     differs, such as that of the classes; the log names them. Its backbone must fit.
     """
 
-    def __init__(self, model, save_dir: str = "", *, stem_weights: str = "middle", **checkpointables):
-        """
-        Args:
-            model, save_dir, checkpointables: as for ``DetectionCheckpointer``.
-            stem_weights: how a first convolution for three colours becomes grey, "middle" or "sum".
-        """
-        super().__init__(model, save_dir, **checkpointables)
-        self._stem_weights = stem_weights
-
     def load(self, path: str, *args, **kwargs):
-        """
-        Raises:
-            ValueError: if the file is no checkpoint or its weights do not fit; the message names it.
-        """
+        """See :class:`.StrictCheckpointer`."""
         try:
             return super().load(path, *args, **kwargs)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
         finally:
             self._parsed_url_during_load = None  # the base class asserts it before the next load
 
     def _load_file(self, filename: str):
-        try:
-            checkpoint = super()._load_file(filename)
-        except (RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"expected a checkpoint with a state dict, got an unreadable file ({error})") from error
-        if not isinstance(checkpoint["model"], dict):
-            raise ValueError(f"expected a state dict, got a {type(checkpoint['model']).__name__}")
+        checkpoint = super()._load_file(filename)
         if "state_dict" in checkpoint["model"]:  # files of mmdetection
             return {"model": checkpoint["model"]["state_dict"]}
         return checkpoint
 
-    def _load_model(self, checkpoint):
-        """
-        Raises:
-            ValueError: if a key of the checkpoint or of the model is left over, or a shape differs.
-        """
+    def _convert(self, checkpoint: dict) -> tuple[re.Pattern, re.Pattern]:
         state_dict = checkpoint["model"]
-        if is_torchvision_densenet(state_dict):
-            trunks = [m for m in self.model.modules() if isinstance(m, DenseNet3D)]
-            if len(trunks) != 1:
-                raise ValueError(
-                    "These are weights of a torchvision DenseNet; they need a model with one DenseNet3D trunk. "
-                    f"{type(self.model).__name__} has {len(trunks)}."
-                )
-            load_torchvision_densenet(trunks[0], state_dict, self._stem_weights)
-            return None
-        self._convert_ndarray_to_tensor(state_dict)
-        # Patterns of what the checkpoint may lack or have in another shape, and of what the model may lack.
-        new, unused = _NOTHING, _NOTHING
+        new, unused = NOTHING, NOTHING
         if checkpoint.pop("matching_heuristics", False):
             state_dict = _align_imagenet_backbone(self.model, state_dict, checkpoint.get("__author__") == "Caffe2")
             new, unused = _NEW_ON_IMAGENET, _IMAGENET_CLASSIFIER
@@ -98,48 +57,9 @@ class LesionCheckpointer(DetectionCheckpointer):
             new, unused = _NEW_ON_2D_MODEL, _HEADS
         if state_dict is not checkpoint["model"]:  # our own are loaded as they are
             checkpoint["model"] = fit_kernels(self.model, state_dict, self._stem_weights)
-        return self._check(super()._load_model(checkpoint), new, unused)
-
-    def _check(self, incompatible, new: re.Pattern, unused: re.Pattern) -> None:
-        shapes = {key: f"expected shape {want}, got {got}" for key, got, want in incompatible.incorrect_shapes}
-        problems = {**dict.fromkeys(incompatible.missing_keys, "not in the checkpoint"), **shapes}
-        accepted = [key for key in problems if new.match(key)]
-        accepted += [key for key in incompatible.unexpected_keys if unused.match(key)]
-        problems |= dict.fromkeys(incompatible.unexpected_keys, "not in the model")
-        if len(accepted) < len(problems):
-            raise ValueError(
-                "The weights do not fit the model:\n  "
-                + "\n  ".join(f"{key}: {problem}" for key, problem in problems.items() if key not in accepted)
-            )
-        if accepted:
-            lines = "\n  ".join(f"{key}: {problems[key]}" for key in accepted)
-            self.logger.info(f"A 2D model is the start of this one. Not taken over:\n  {lines}")
-
-    def save(self, name: str, *, tag: bool = True, **kwargs) -> None:
-        """
-        Args:
-            name: file name without ".pth".
-            tag: whether ``--resume`` shall go on from this file.
-            kwargs: extra data to save.
-        """
-        if not self.save_dir or not self.save_to_disk:
-            return
-        path = os.path.join(self.save_dir, f"{name}.pth")
-        self.logger.info(f"Saving checkpoint to {path}")
-        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
-        torch.save({"model": self.model.state_dict(), **states, **kwargs}, f"{path}.part")
-        os.replace(f"{path}.part", path)
-        if tag:
-            self.tag_last_checkpoint(f"{name}.pth")
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        with open(f"{path}.part", "w") as f:
-            f.write(last_filename_basename)
-        os.replace(f"{path}.part", path)
+        return new, unused
 
 
-_NOTHING = re.compile(r"(?!)")
 _HEADS = re.compile(r"(roi_heads|proposal_generator|head)\.")
 _NEW_ON_2D_MODEL = re.compile(rf"{_HEADS.pattern}|{MAY_BE_ABSENT.pattern}")
 _NEW_ON_IMAGENET = re.compile(rf"(?!backbone\.bottom_up\.trunk\.)|{MAY_BE_ABSENT.pattern}")

@@ -1,9 +1,10 @@
-from detectron2.config import CfgNode as CN
+from fvcore.common.config import CfgNode
 
 
-def add_a3d_config(cfg: CN) -> None:
+def add_a3d_config(cfg: CfgNode) -> None:
     """Add the keys of a3d_det2, with their defaults, to a Detectron2 config."""
     _C = cfg
+    CN = type(cfg)  # Detectron2's, which does not merge with its base class
 
     _C.MODEL.A3D = CN()
     # Fusion operator in the trunk's dense layers: a key of a3d_det2.layers.FUSION_CONVS.

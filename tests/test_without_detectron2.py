@@ -7,12 +7,16 @@ import pytest
 
 PURE = [
     "a3d_det2",
+    "a3d_det2.config",
+    "a3d_det2.strict_checkpoint",
     "a3d_det2.layers",
     "a3d_det2.layers.convert",
     "a3d_det2.modeling",
+    "a3d_det2.modeling.build",
     "a3d_det2.modeling.densenet",
     "a3d_det2.modeling.fused_neck",
     "a3d_det2.modeling.pretrained",
+    "a3d_det2.modeling.trunk",
     "a3d_det2.data",
     "a3d_det2.data.coco",
     "a3d_det2.data.deeplesion",
@@ -41,6 +45,7 @@ PURE = [
     "a3d_det2.evaluation.mask_quality",
     "a3d_det2.evaluation.matching",
     "a3d_det2.evaluation.report",
+    "a3d_det2.evaluation.results",
     "a3d_det2.evaluation.strata",
     "a3d_det2.evaluation.summary",
     "a3d_det2.evaluation.tables",
@@ -86,7 +91,7 @@ print(froc_sensitivities([[[0, 0, 9, 9, 0.5]]], [[[0, 0, 9, 9]]]))
     assert "[1. 1. 1. 1. 1. 1.]" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["a3d_det2.config", "a3d_det2.modeling.backbone", "a3d_det2.data.dataset_mapper"])
+@pytest.mark.parametrize("name", ["a3d_det2.checkpoint", "a3d_det2.modeling.backbone", "a3d_det2.data.dataset_mapper"])
 def test_the_rest_says_what_is_missing(repo, name):
     done = run(f"import {name}", repo)
     assert done.returncode != 0

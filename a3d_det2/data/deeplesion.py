@@ -6,6 +6,7 @@ Reading needs no Detectron2 and opens no image.
 import logging
 import math
 import os
+from functools import partial
 
 from .dl_info import LESION_TYPES, SPLITS, read_rows
 from .mask_file import MASK_FILE, read_masks
@@ -75,24 +76,26 @@ def _warn_bad_intervals(csv_path: str, split: str, records: dict[str, dict]) -> 
         )
 
 
-def register_deeplesion(name: str, csv_path: str, image_root: str, split: str, *, drop_noisy: bool = True) -> None:
-    """Register a split in Detectron2's catalogs; the file is read when the dataset is first used.
+def load_with_masks(csv_path: str, image_root: str, split: str, drop_noisy: bool = True) -> list[dict]:
+    """:func:`load_deeplesion`, with the masks of ``weak_masks.json`` beside the csv where it exists, and by default
+    without the noisy rows, as in the published evaluation.
+    """
+    mask_path = os.path.join(os.path.dirname(csv_path), MASK_FILE)
+    masks = mask_path if os.path.exists(mask_path) else None
+    return load_deeplesion(csv_path, image_root, split, drop_noisy=drop_noisy, mask_path=masks)
 
-    Weak masks are read from ``weak_masks.json`` beside the csv where it exists then.
+
+def register_deeplesion(name: str, csv_path: str, image_root: str, split: str, *, drop_noisy: bool = True) -> None:
+    """Register a split in Detectron2's catalogs; the file is read when the dataset is first used, see
+    :func:`load_with_masks`.
 
     Args:
         name: what DATASETS.TRAIN and DATASETS.TEST call it.
-        csv_path, image_root, split, drop_noisy: see :func:`load_deeplesion`. Noisy rows are dropped by default, as in
-            the published evaluation.
+        csv_path, image_root, split, drop_noisy: see :func:`load_deeplesion`.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    def load() -> list[dict]:
-        mask_path = os.path.join(os.path.dirname(csv_path), MASK_FILE)
-        masks = mask_path if os.path.exists(mask_path) else None
-        return load_deeplesion(csv_path, image_root, split, drop_noisy=drop_noisy, mask_path=masks)
-
-    DatasetCatalog.register(name, load)
+    DatasetCatalog.register(name, partial(load_with_masks, csv_path, image_root, split, drop_noisy))
     MetadataCatalog.get(name).set(
         thing_classes=["lesion"],
         evaluator_type="deeplesion",
@@ -102,13 +105,22 @@ def register_deeplesion(name: str, csv_path: str, image_root: str, split: str, *
     )
 
 
-def register_all_deeplesion(root: str) -> None:
-    """Register what lies under ``root``, ``$DETECTRON2_DATASETS``.
+def datasets_root() -> str:
+    """``$DETECTRON2_DATASETS``, or ``datasets``."""
+    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def named_splits(root: str) -> dict[str, tuple[str, str, str]]:
+    """The splits of what lies under ``root``, by the names that configs call them.
 
     deeplesion_{train,val,test} and phantom_{train,val,test}, and for each split file ``deeplesion/splits/NAME.txt`` or
     ``phantom/splits/NAME.txt``, deeplesion_NAME or phantom_NAME. A file called as one of the csv's own splits is left
     out, with a warning.
+
+    Returns:
+        name -> csv_path, image_root and split of :func:`load_deeplesion`.
     """
+    splits = {}
     for dataset in ("deeplesion", "phantom"):
         folder = os.path.join(root, dataset)
         custom = split_files(os.path.join(folder, "splits"))
@@ -118,4 +130,23 @@ def register_all_deeplesion(root: str) -> None:
             )
         for name, split in {**custom, **{name: name for name in SPLITS}}.items():
             csv_path, image_root = os.path.join(folder, "DL_info.csv"), os.path.join(folder, "Images_png")
-            register_deeplesion(f"{dataset}_{name}", csv_path, image_root, split)
+            splits[f"{dataset}_{name}"] = csv_path, image_root, split
+    return splits
+
+
+def load_named(name: str) -> list[dict]:
+    """The dataset that a config calls ``name``, under :func:`datasets_root`; see :func:`load_with_masks`.
+
+    Raises:
+        ValueError: if there is none of that name; see also :func:`load_deeplesion`.
+    """
+    splits = named_splits(datasets_root())
+    if name not in splits:
+        raise ValueError(f"Unknown dataset {name!r}. Choose one of {', '.join(splits)}.")
+    return load_with_masks(*splits[name])
+
+
+def register_all_deeplesion(root: str) -> None:
+    """Register all :func:`named_splits`."""
+    for name, arguments in named_splits(root).items():
+        register_deeplesion(name, *arguments)

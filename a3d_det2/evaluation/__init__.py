@@ -7,6 +7,7 @@
     average_precision, mask_quality    COCO's AP50; Dice and diameters
     detections         reads and checks results
     summary            all of these of one result, and of the difference of two
+    results            the files and metrics that a training ends with
     tables, visualization, gallery, report    what people look at
 
 The evaluator of Detectron2 is imported by the package's own ``__init__``.
