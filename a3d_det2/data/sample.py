@@ -161,13 +161,13 @@ class SampleLoader:
     def _box(
         self, annotation: dict, transform: Transform, original_size: tuple[int, int], image_size: tuple[int, int]
     ) -> np.ndarray:
-        """(4,) float64, XYXY, clipped from the centre of the first pixel to that of the last."""
+        """(4,) float32, XYXY, clipped from the centre of the first pixel to that of the last."""
         box, recist = np.array(annotation["bbox"], dtype=np.float64), annotation.get("recist")
         if recist is not None and is_recist_box(box, recist, original_size):
             moved = transform_recist_box(np.array(recist) + 0.5, transform.apply_coords)
         else:
             moved = transform.apply_box(box[None] + 0.5)[0]
-        return np.clip(moved - 0.5, 0, np.array([*image_size[::-1]] * 2) - 1)
+        return np.clip(moved - 0.5, 0, np.array([*image_size[::-1]] * 2) - 1).astype(np.float32)
 
     def _mask(
         self,

@@ -1,0 +1,95 @@
+"""Samples as torchvision's detectors take them."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from fvcore.transforms.transform import HFlipTransform, ScaleTransform, Transform, TransformList, VFlipTransform
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .sample import SampleLoader, sample_options
+from .transforms import draw_affine, draw_hu_jitter
+
+
+class LesionDataset(Dataset):
+    """Item i of a test is record i. Item i of a training, for any i, is the i-th of one shuffle of the records after
+    the other, augmented by random numbers of ``seed`` and i alone: whichever process makes it, and when.
+
+    Args:
+        records: as :func:`load_deeplesion` makes them.
+        load: what makes samples of them.
+        augment: takes an image (H, W, D) in HU and ``rng``, random numbers; see :class:`.SampleLoader`.
+        seed: not negative.
+    """
+
+    def __init__(self, records: list[dict], load: SampleLoader, augment: Callable, seed: int = 0):
+        self.records, self.load, self.augment, self.seed = records, load, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Tensor], float, tuple[int, int], str]:
+        """
+        Returns:
+            image (D, H, W); target: boxes (n, 4), labels (n,), from 1 on as 0 is the background, and where ``load``
+            makes them masks (n, H, W); slice thickness in mm, see :class:`.Sample`; (height, width) on disk; image_id.
+
+        Raises:
+            FileNotFoundError, UnreadableSlice, ValueError: see :class:`.SampleLoader`. A key slice that it skips is
+                replaced by a random one.
+        """
+        rng, index = np.random.default_rng([self.seed, 1, i]), i
+        if self.load.is_train:
+            shuffle, place = divmod(i, len(self.records))
+            index = np.random.default_rng([self.seed, 0, shuffle]).permutation(len(self.records))[place]
+        while (sample := self.load(self.records[index], partial(self.augment, rng=rng))) is None:
+            index = rng.integers(len(self.records))
+        image, image_id = torch.from_numpy(sample.image), self.records[index]["image_id"]
+        target = {"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(sample.classes + 1)}
+        if sample.masks is not None:
+            target["masks"] = torch.from_numpy(np.array(sample.masks, np.uint8).reshape(-1, *image.shape[1:]))
+        return image, target, sample.thickness, sample.original_size, image_id
+
+
+def augment(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    min_sizes: Sequence[int],
+    max_size: int,
+    flip: str = "none",
+    affine: Sequence[float] = (0, 0, 0, 0, 0),
+    jitter: Sequence[float] = (0, 0, 0),
+) -> tuple[np.ndarray, Transform]:
+    """What Detectron2's mapper does by default: resize, flip, affine map and HU jitter.
+
+    Args:
+        image: (H, W, D).
+        min_sizes: of the shorter side, one of which is drawn; 0 keeps the size. ``max_size``: of the longer side.
+        flip: "horizontal", "vertical" or "none"; with a probability of 0.5.
+        affine, jitter: probability, and what :func:`.draw_affine` and :func:`.draw_hu_jitter` take.
+    """
+    transforms, size = [], image.shape[:2]
+    if shorter := rng.choice(min_sizes):
+        scale = min(shorter / min(size), max_size / max(size))
+        old, size = size, (int(size[0] * scale + 0.5), int(size[1] * scale + 0.5))
+        transforms += [ScaleTransform(*old, *size, "bilinear")] if size != old else []
+    if flip != "none" and rng.random() < 0.5:
+        transforms.append({"horizontal": HFlipTransform(size[1]), "vertical": VFlipTransform(size[0])}[flip])
+    if rng.random() < affine[0]:
+        transforms.append(draw_affine(size, *affine[1:], rng.uniform))
+    if rng.random() < jitter[0]:
+        transforms.append(draw_hu_jitter(*jitter[1:], rng.uniform))
+    return TransformList(transforms).apply_image(image), TransformList(transforms)
+
+
+def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0) -> LesionDataset:
+    """The :class:`LesionDataset` of a config."""
+    how, affine, jitter = cfg.INPUT, cfg.INPUT.AFFINE, cfg.INPUT.HU_JITTER
+    change = partial(augment, min_sizes=[how.MIN_SIZE_TEST], max_size=how.MAX_SIZE_TEST)
+    if is_train:
+        change = partial(augment, min_sizes=how.MIN_SIZE_TRAIN, max_size=how.MAX_SIZE_TRAIN, flip=how.RANDOM_FLIP)
+        limits = affine.PROB, affine.SHIFT, affine.SCALE, affine.ROTATION, how.HU_WINDOW[0]
+        change = partial(change, affine=limits, jitter=(jitter.PROB, jitter.OFFSET, jitter.GAIN))
+    return LesionDataset(records, SampleLoader(**sample_options(cfg, is_train)), change, seed)

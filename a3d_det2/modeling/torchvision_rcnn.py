@@ -1,0 +1,122 @@
+"""The trunk in torchvision's own Faster and Mask R-CNN, for machines without Detectron2.
+
+Trunk, squeeze and fused neck are those of ``trunk.py``, with the same parameter names as in Detectron2's models.
+"""
+
+import logging
+from functools import reduce
+
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+
+from .build import build_squeezed_densenet
+from .trunk import FusedTrunk, SqueezedTrunk
+
+TORCHVISION_HAS = {  # where Detectron2 leaves a choice
+    "MODEL.ANCHOR_GENERATOR.OFFSET": 0.0,
+    "MODEL.RPN.SMOOTH_L1_BETA": 0.1111,
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.1111,
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlign",
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+}
+
+
+class PyramidTrunk(nn.Module):
+    """torchvision's FPN over all outputs of a :class:`.SqueezedTrunk`; a :class:`.FusedTrunk` has the paper's neck.
+
+    A level has ``out_channels``, and the name of the output.
+    """
+
+    def __init__(self, bottom_up: SqueezedTrunk, out_channels: int):
+        super().__init__()
+        self.bottom_up, self.out_channels, self.out_strides = bottom_up, out_channels, bottom_up.out_strides
+        self.size_divisibility = bottom_up.size_divisibility
+        self.fpn = FeaturePyramidNetwork(list(bottom_up.out_channels.values()), out_channels)
+
+    def forward(self, x: Tensor, thickness: Tensor | None = None) -> dict[str, Tensor]:
+        """(N, D, H, W) -> {"dense1": (N, out_channels, H/4, W/4), ...}"""
+        return self.fpn(self.bottom_up(x, thickness))
+
+
+class BatchOnly(GeneralizedRCNNTransform):
+    """torchvision's image transform without its resizing; detections are given in ``output_sizes``, (height, width) per
+    image, or where that is None in the images' own."""
+
+    output_sizes = None
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None):
+        return image, target
+
+    def postprocess(self, result, image_shapes, original_image_sizes):
+        return super().postprocess(result, image_shapes, self.output_sizes or original_image_sizes)
+
+
+class _OfSlices:
+    """For (D, H, W) images. The arguments are torchvision's; the backbone is a PyramidTrunk or a FusedTrunk."""
+
+    def __init__(self, backbone: nn.Module, *args, image_mean=(0.0,), image_std=(1.0,), **kwargs):
+        super().__init__(backbone, *args, **kwargs)
+        self.transform = BatchOnly(0, 0, image_mean, image_std, size_divisible=backbone.size_divisibility)
+        backbone.register_forward_pre_hook(lambda backbone, args: (*args, backbone.thickness))
+
+    def forward(self, images, targets=None, thickness: Tensor | None = None, output_sizes=None):
+        """As torchvision's detectors; ``thickness`` is (N,) in mm, ``output_sizes`` see :class:`BatchOnly`."""
+        self.backbone.thickness, self.transform.output_sizes = thickness, output_sizes
+        return super().forward(images, targets)
+
+
+class LesionFasterRCNN(_OfSlices, FasterRCNN):
+    """torchvision's Faster R-CNN of slices."""
+
+
+class LesionMaskRCNN(_OfSlices, MaskRCNN):
+    """torchvision's Mask R-CNN of slices."""
+
+
+def build_lesion_rcnn(cfg) -> LesionFasterRCNN | LesionMaskRCNN:
+    """
+    Raises:
+        ValueError: if the config asks for what torchvision does not have; see also :func:`.build_squeezed_densenet`.
+    """
+    necks = {"build_a3d_densenet_fpn_backbone": PyramidTrunk, "build_a3d_densenet_fused_backbone": FusedTrunk}
+    choices = {"MODEL.META_ARCHITECTURE": ["LesionRCNN"], "MODEL.ROI_HEADS.NAME": ["StandardROIHeads"]}
+    choices["MODEL.BACKBONE.NAME"] = list(necks)
+    for key in (*choices, *(key for key in TORCHVISION_HAS if cfg.MODEL.MASK_ON or "MASK" not in key)):
+        value = reduce(getattr, key.split("."), cfg)
+        if key in choices and value not in choices[key]:
+            raise ValueError(f"{key} is {value!r}: with torchvision there is only {' and '.join(choices[key])}.")
+        if value != TORCHVISION_HAS.get(key, value):
+            logging.getLogger(__name__).warning(f"{key} is {value!r}; torchvision has {TORCHVISION_HAS[key]!r}.")
+    rpn, roi, box, mask = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    anchors, channels, resolution = cfg.MODEL.ANCHOR_GENERATOR, cfg.MODEL.FPN.OUT_CHANNELS, box.POOLER_RESOLUTION
+    bottom_up = build_squeezed_densenet(cfg, cfg.MODEL.FPN.IN_FEATURES)
+    backbone = necks[cfg.MODEL.BACKBONE.NAME](bottom_up, channels)
+    levels, masks = list(backbone.out_strides), {}
+    if cfg.MODEL.MASK_ON:
+        masks["mask_roi_pool"] = MultiScaleRoIAlign(levels, mask.POOLER_RESOLUTION, mask.POOLER_SAMPLING_RATIO)
+        masks["mask_head"] = MaskRCNNHeads(channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1)
+        masks["mask_predictor"] = MaskRCNNPredictor(mask.CONV_DIM, mask.CONV_DIM, roi.NUM_CLASSES + 1)
+    return (LesionMaskRCNN if masks else LesionFasterRCNN)(
+        backbone,
+        image_mean=cfg.MODEL.PIXEL_MEAN,
+        image_std=cfg.MODEL.PIXEL_STD,
+        rpn_anchor_generator=AnchorGenerator(anchors.SIZES, anchors.ASPECT_RATIOS * len(levels)),
+        rpn_pre_nms_top_n_train=rpn.PRE_NMS_TOPK_TRAIN,
+        rpn_pre_nms_top_n_test=rpn.PRE_NMS_TOPK_TEST,
+        rpn_post_nms_top_n_train=rpn.POST_NMS_TOPK_TRAIN,
+        rpn_post_nms_top_n_test=rpn.POST_NMS_TOPK_TEST,
+        rpn_batch_size_per_image=rpn.BATCH_SIZE_PER_IMAGE,
+        box_roi_pool=MultiScaleRoIAlign(levels, resolution, box.POOLER_SAMPLING_RATIO),
+        box_head=FastRCNNConvFCHead((channels, resolution, resolution), [], [box.FC_DIM] * box.NUM_FC),
+        box_predictor=FastRCNNPredictor(box.FC_DIM, roi.NUM_CLASSES + 1),
+        box_score_thresh=roi.SCORE_THRESH_TEST,
+        box_nms_thresh=roi.NMS_THRESH_TEST,
+        box_detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
+        box_batch_size_per_image=roi.BATCH_SIZE_PER_IMAGE,
+        **masks,
+    )

@@ -1,0 +1,191 @@
+#!/usr/bin/env python
+"""Train and evaluate a lesion detector with torchvision: the configs of train_net.py, the same files in OUTPUT_DIR.
+
+python tools/train_torchvision.py --config-file configs/quick/a3d_7slice.yaml [--resume | --eval-only] KEY VALUE ...
+torchrun --nproc-per-node 8 tools/train_torchvision.py --config-file configs/a3d_7slice.yaml
+"""
+
+import argparse
+import logging
+import os
+import random
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.ops import box_convert
+from tqdm import tqdm
+
+from a3d_det2.config import add_a3d_config
+from a3d_det2.data.deeplesion import load_named
+from a3d_det2.data.dl_info import LESION_TYPES
+from a3d_det2.data.mask_file import encode_mask
+from a3d_det2.data.torch_dataset import build_lesion_dataset
+from a3d_det2.evaluation.results import evaluate_results
+from a3d_det2.modeling.torchvision_rcnn import build_lesion_rcnn
+from a3d_det2.strict_checkpoint import StrictCheckpointer
+
+DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone
+    "MODEL": {"DEVICE": "cuda"},
+    "INPUT": {"RANDOM_FLIP": "horizontal"},
+    "DATASETS": {"TRAIN": (), "TEST": ()},
+    "DATALOADER": {"NUM_WORKERS": 4},
+    "SOLVER": {"AMP": {"ENABLED": False}, "GAMMA": 0.1, "MOMENTUM": 0.9, "WEIGHT_DECAY": 0.0001},
+    "OUTPUT_DIR": "./output",
+    "SEED": -1,
+}
+RANK, WORLD = int(os.getenv("RANK", "0")), int(os.getenv("WORLD_SIZE", "1"))  # of torchrun
+
+
+def load_config(path: str, opts: list[str]) -> CfgNode:
+    """A key that none of ``DEFAULTS``, config.py and Base-DeepLesion.yaml has is an error."""
+    cfg = CfgNode(DEFAULTS)
+    add_a3d_config(cfg)
+    cfg.set_new_allowed(True)
+    cfg.merge_from_file(str(Path(__file__).resolve().parents[1] / "configs" / "Base-DeepLesion.yaml"))
+    cfg.set_new_allowed(False)
+    cfg.merge_from_file(path)
+    cfg.merge_from_list(opts)
+    cfg.freeze()
+    return cfg
+
+
+def make_loader(cfg: CfgNode, records: list[dict], items, batch_size: int, **options) -> DataLoader:
+    dataset, workers = build_lesion_dataset(cfg, records, **options), cfg.DATALOADER.NUM_WORKERS
+    timeout = cfg.DATALOADER.TIMEOUT if workers else 0
+    return DataLoader(dataset, batch_size, sampler=items, num_workers=workers, collate_fn=list, timeout=timeout)
+
+
+def forward(model: torch.nn.Module, batch: list[tuple], device: torch.device):
+    """The losses in training, otherwise the detections."""
+    images, targets, thickness, output_sizes, _ = zip(*batch, strict=True)
+    targets = [{key: value.to(device) for key, value in target.items()} for target in targets]
+    thickness = torch.tensor(thickness, dtype=torch.float32, device=device)
+    return model([image.to(device) for image in images], targets, thickness, output_sizes)
+
+
+@torch.no_grad()
+def evaluate(cfg: CfgNode, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
+    """Test on all of DATASETS.TEST; in the main process returns the metrics, by their names in TensorBoard."""
+    for buffer in model.buffers() if WORLD > 1 else ():  # BN statistics differ; all shall test what is saved
+        distributed.broadcast(buffer, 0)
+    model.eval()
+    metrics, several = {}, len(cfg.DATASETS.TEST) > 1
+    for name in cfg.DATASETS.TEST:
+        records, results = load_named(name), []
+        share = np.array_split(np.arange(len(records)), WORLD)[RANK]
+        for batch in tqdm(make_loader(cfg, records, share, 1, is_train=False), name, disable=RANK > 0):
+            (found,) = forward(model, batch, device)
+            columns = {"bbox": box_convert(found["boxes"], "xyxy", "xywh").tolist(), "score": found["scores"].tolist()}
+            if "masks" in found:
+                columns["segmentation"] = [encode_mask(mask[0].cpu().numpy() >= 0.5) for mask in found["masks"]]
+            result = {"image_id": batch[0][-1], "category_id": 0}
+            results += [result | dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        gathered = [results] * WORLD
+        if WORLD > 1:
+            distributed.all_gather_object(gathered, results)
+        if RANK == 0:
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference", name if several else "")
+            tasks = evaluate_results(list(chain(*gathered)), records, name, folder, lesion_types=LESION_TYPES)
+            prefix = f"{name}/" if several else ""
+            metrics |= {f"{prefix}{task}/{key}": value for task, part in tasks.items() for key, value in part.items()}
+    model.train()
+    return metrics
+
+
+def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpointer, resume: bool, seed: int) -> None:
+    solver, clip, batch_size = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.IMS_PER_BATCH
+    if batch_size % WORLD or (clip.ENABLED and clip.CLIP_TYPE != "full_model"):
+        raise ValueError(
+            f"Expected SOLVER.IMS_PER_BATCH divisible by the {WORLD} processes, and SOLVER.CLIP_GRADIENTS.CLIP_TYPE "
+            f"'full_model'. Got {batch_size} and {clip.CLIP_TYPE!r} instead!"
+        )
+    optimizer = torch.optim.SGD(model.parameters(), solver.BASE_LR, solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
+    schedulers = [MultiStepLR(optimizer, solver.STEPS, solver.GAMMA)]
+    if solver.WARMUP_ITERS:
+        schedulers.append(LinearLR(optimizer, solver.WARMUP_FACTOR, total_iters=solver.WARMUP_ITERS))
+    scheduler = ChainedScheduler(schedulers)
+    scaler = torch.amp.GradScaler(device.type, enabled=solver.AMP.ENABLED and device.type == "cuda")
+    for name, state in (("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
+        checkpointer.add_checkpointable(name, state)
+    resume = resume and checkpointer.has_checkpoint()
+    loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    start = loaded["iteration"] + 1 if resume else 0
+    parallel = DistributedDataParallel(model, broadcast_buffers=False) if WORLD > 1 else model
+    records = [record for name in cfg.DATASETS.TRAIN for record in load_named(name)]
+    share = range(start * batch_size + RANK, solver.MAX_ITER * batch_size, WORLD)
+    loader = make_loader(cfg, records, share, batch_size // WORLD, is_train=True, seed=seed)
+    writer = SummaryWriter(cfg.OUTPUT_DIR, purge_step=start) if RANK == 0 else None
+
+    model.train()
+    progress = tqdm(loader, "training", initial=start, total=solver.MAX_ITER, disable=RANK > 0)
+    for done, batch in enumerate(progress, start + 1):
+        torch.manual_seed(seed * 2**32 + done)  # a resumed training draws the same regions
+        with torch.autocast(device.type, enabled=solver.AMP.ENABLED):
+            losses = forward(parallel, batch, device)
+            loss = sum(losses.values())
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"The loss is {loss} in iteration {done}: {losses}")
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        if clip.ENABLED:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip.CLIP_VALUE)
+        scaler.step(optimizer)
+        scaler.update()
+        scalars = {}
+        if done % 20 == 0:
+            scalars = {**losses, "total_loss": loss, "lr": scheduler.get_last_lr()[0]}
+            progress.set_postfix_str(f"loss: {loss:.3f}")
+        scheduler.step()
+        last = done == solver.MAX_ITER
+        if last or done % solver.CHECKPOINT_PERIOD == 0:
+            checkpointer.save("model_final" if last else f"model_{done - 1:07d}", iteration=done - 1)
+        if last or (cfg.TEST.EVAL_PERIOD and done % cfg.TEST.EVAL_PERIOD == 0):
+            scalars |= evaluate(cfg, model, device)
+        for name, value in scalars.items() if writer else ():
+            writer.add_scalar(name, value, done)
+    if start >= solver.MAX_ITER:  # it had ended before
+        evaluate(cfg, model, device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS alone")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, changes of the config")
+    args = parser.parse_args()
+    cfg = load_config(args.config_file, args.opts)
+    device, seed = torch.device(cfg.MODEL.DEVICE), [cfg.SEED if cfg.SEED >= 0 else random.getrandbits(31)]
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.getenv("LOCAL_RANK", device.index or 0)))
+    if WORLD > 1:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.broadcast_object_list(seed)
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    handlers = [logging.StreamHandler(), logging.FileHandler(os.path.join(cfg.OUTPUT_DIR, "log.txt"))]
+    logging.basicConfig(level=logging.INFO if RANK == 0 else logging.ERROR, handlers=handlers)
+    Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(seed[0])
+    model = build_lesion_rcnn(cfg).to(device)
+    how = {"stem_weights": cfg.MODEL.A3D.STEM_WEIGHTS, "save_to_disk": RANK == 0}
+    checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, **how)
+    if args.eval_only:
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        evaluate(cfg, model, device)
+    else:
+        train(cfg, model, device, checkpointer, args.resume, seed[0])
+    if WORLD > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
