@@ -1,4 +1,5 @@
-# make demo   phantom, training and evaluation on this machine's CPU
+# make demo   phantom, training and evaluation on this machine's CPU, with Detectron2 if it can be had and otherwise with
+#             torchvision; ENGINE=detectron2 or ENGINE=torchvision asks for one
 # make test   all tests
 # make lint   ruff
 #
@@ -7,7 +8,8 @@
 
 VENV ?= .venv
 DETECTRON2 ?=
-export DETECTRON2
+ENGINE ?=
+export DETECTRON2 ENGINE
 
 ifeq ($(origin PYTHON), undefined)
 PYTHON := $(VENV)/bin/python
@@ -25,6 +27,7 @@ its repository. Run one of
     make demo DETECTRON2=/path/to/detectron2.whl
     make demo DETECTRON2=/path/to/a/checkout/of/detectron2
     make demo PYTHON=/path/to/a/python/that/has/it
+    make demo ENGINE=torchvision
 endef
 export NO_DETECTRON2
 FIND_DETECTRON2 := import importlib.util as u, sys; sys.exit(u.find_spec('detectron2') is None)
@@ -32,8 +35,10 @@ FIND_DETECTRON2 := import importlib.util as u, sys; sys.exit(u.find_spec('detect
 .PHONY: demo test lint install clean
 
 demo: install
+ifeq ($(ENGINE),detectron2)
 	@$(PYTHON) -c "$(FIND_DETECTRON2)" || { echo "$$NO_DETECTRON2" >&2; exit 1; }
-	@$(PYTHON) tools/demo.py
+endif
+	@$(PYTHON) tools/demo.py $(if $(ENGINE),--engine $(ENGINE))
 
 # Without Detectron2 the tests that need it are left out, and pytest's summary says how many.
 test: install

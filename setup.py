@@ -23,6 +23,7 @@ setup(
     ],
     extras_require={
         "packed": ["blosc2"],  # to read and write Images_packed
-        "dev": ["blosc2", "hypothesis", "playwright", "pytest", "ruff", "torchvision"],
+        "torchvision": ["tensorboard", "torchvision"],  # to train without Detectron2
+        "dev": ["blosc2", "hypothesis", "playwright", "pytest", "ruff", "tensorboard", "torchvision"],
     },
 )

@@ -37,23 +37,28 @@ def config_file(op: str) -> Path:
     return REPO / "configs" / "quick" / f"{op}_7slice.yaml"
 
 
-def train(op: str, seed: int, output: Path, opts: list[str]) -> dict:
-    """Train and evaluate, unless it has been done; returns froc.json."""
-    folder = output / f"{op}_seed{seed}"
+def train(script: str, config: Path, folder: Path, opts: list[str]) -> dict:
+    """Train and evaluate into ``folder``, beside the phantom, unless it has been done; returns froc.json."""
     report = folder / "inference" / "froc.json"
     if not report.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "train_net.py", "--config-file", str(config_file(op)), "OUTPUT_DIR", str(folder)]
         with open(folder / "stdout.txt", "w") as log:
             subprocess.run(
-                [*command, "SEED", str(seed), *opts],
+                [sys.executable, script, "--config-file", str(config), "OUTPUT_DIR", str(folder), *opts],
                 check=True,
                 cwd=REPO,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "DETECTRON2_DATASETS": str(output)},
+                env={**os.environ, "DETECTRON2_DATASETS": str(folder.parent)},
             )
     return json.loads(report.read_text())
+
+
+def make_phantom(output: Path) -> None:
+    """Write ``output/phantom``, unless it is there."""
+    if not (output / "phantom" / "DL_info.csv").is_file():
+        command = [sys.executable, "datasets/make_phantom.py", "--output", str(output / "phantom")]
+        subprocess.run(command, check=True, cwd=REPO)
 
 
 def step_times(output: Path, repeat: int) -> dict[str, float]:
@@ -82,12 +87,12 @@ def main() -> None:
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE overrides for all trainings")
     args = parser.parse_args()
     output = args.output.resolve()
-    if not (output / "phantom" / "DL_info.csv").is_file():
-        subprocess.run(
-            [sys.executable, "datasets/make_phantom.py", "--output", str(output / "phantom")], check=True, cwd=REPO
-        )
+    make_phantom(output)
     runs = [(op, seed) for seed in args.seeds for op in FUSION_CONVS]
-    reports = {(op, seed): train(op, seed, output, args.opts) for op, seed in tqdm(runs, desc="trainings")}
+    reports = {
+        (op, seed): train("train_net.py", config_file(op), output / f"{op}_seed{seed}", ["SEED", str(seed), *args.opts])
+        for op, seed in tqdm(runs, desc="trainings")
+    }
     seconds = step_times(output, args.repeat)
 
     rows = []

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Phantom, training, evaluation, pictures and report in a few minutes on a CPU.
 
-Trains configs/quick/a3d_7slice.yaml and, as the comparison, the same network on the key slice alone.
+Trains configs/quick/a3d_7slice.yaml and, as the comparison, the same network on the key slice alone; with Detectron2
+where it is installed, and otherwise with torchvision.
 """
 
 import argparse
@@ -12,13 +13,18 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from tabulate import tabulate
 
 REPO = Path(__file__).resolve().parents[1]
 RUNS = {"A3D, 7 slices": "a3d_7slice", "the key slice alone": "a3d_1slice"}
-PROGRESS = re.compile(r"(iter: \d+ .*?loss: \S+|Inference done .*?(?=\. Data)|Starting training.*)")
+ENGINES = {"detectron2": "train_net.py", "torchvision": "tools/train_torchvision.py"}
+PROGRESS = re.compile(
+    r"(iter: \d+ .*?loss: \S+|Inference done .*?(?=\. Data)|Starting training.*"  # Detectron2's log
+    r"|(?<= )\d*[02468]0/\d+ .*loss: [\d.]+)"  # the bar of train_torchvision.py, every 20 iterations
+)
 
 
 def run(title: str, log: Path, *command: str, **environment: str) -> None:
@@ -49,11 +55,16 @@ def run(title: str, log: Path, *command: str, **environment: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=REPO / "demo_output")
+    parser.add_argument("--engine", choices=ENGINES, help="(default: Detectron2 where it is installed)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides for both trainings")
     args = parser.parse_args()
     output, start = args.output.resolve(), time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
     datasets = {"DETECTRON2_DATASETS": str(output)}
+    installed = find_spec("detectron2") is not None
+    engine = args.engine or ("detectron2" if installed else "torchvision")
+    why = "asked for" if args.engine else f"Detectron2 is {'' if installed else 'not '}installed"
+    print(f"Engine: {engine} ({why}), {ENGINES[engine]}", flush=True)
 
     if not (output / "phantom" / "DL_info.csv").is_file():
         shutil.rmtree(output / "phantom", ignore_errors=True)
@@ -61,7 +72,7 @@ def main() -> None:
     for i, (title, name) in enumerate(RUNS.items()):
         shutil.rmtree(output / name, ignore_errors=True)
         config = f"configs/quick/{name}.yaml"
-        command = ["train_net.py", "--config-file", config, "OUTPUT_DIR", str(output / name), *args.opts]
+        command = [ENGINES[engine], "--config-file", config, "OUTPUT_DIR", str(output / name), *args.opts]
         run(f"{i + 2}. Train and evaluate: {title}", output / f"{name}.log", *command, **datasets)
     results = output / "a3d_7slice" / "inference"
     pictures = ["--dataset", "phantom_test", "--output", str(output / "pictures")]
@@ -89,6 +100,7 @@ def main() -> None:
         output / "report" / "report.html",
     ):
         print(f"  {os.path.relpath(path, Path.cwd())}")
+    print(f"Engine: {engine}")
 
 
 if __name__ == "__main__":

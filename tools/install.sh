@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the virtual environment $1 ready: torch, a3d_det2 with its development tools, and Detectron2.
-# Exit status 3: everything but Detectron2, which could not be had.
+# Exit status 3: everything but Detectron2, which could not be had. With ENGINE=torchvision it is not looked for.
 #
 # Detectron2 comes from $DETECTRON2 (a wheel, a checkout, a URL: any pip requirement but a bare name), or else a wheel
 # that pip's find-links offers, or else its repository at the commit in requirements-detectron2.txt. The bare name is
@@ -31,6 +31,7 @@ if [[ ! -e $venv/.installed || setup.py -nt $venv/.installed ]]; then
     touch "$venv/.installed"
 fi
 
+[[ ${ENGINE:-} != torchvision ]] || exit 0
 have_detectron2() { "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('detectron2') is None)"; }
 pip_install() { "$python" -m pip install --quiet --no-build-isolation "$@"; }
 

@@ -10,11 +10,10 @@ import os
 import sys
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-import a3d_det2  # noqa: F401  registers the datasets
 from a3d_det2.data import load_slice_stack
+from a3d_det2.data.deeplesion import load_named
 from a3d_det2.evaluation.detections import read_detections
 from a3d_det2.evaluation.visualization import plot_key_slices
 
@@ -23,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, help="coco_instances_results.json")
     parser.add_argument("--output", required=True, help="folder for the pictures")
-    parser.add_argument("--dataset", default="deeplesion_test", help="registered dataset (default %(default)s)")
+    parser.add_argument("--dataset", default="deeplesion_test", help="name in DATASETS.TEST (default %(default)s)")
     parser.add_argument("--conf-threshold", type=float, default=0.5, help="lowest score drawn (default %(default)s)")
     parser.add_argument("--limit", type=int, default=20, help="most key slices drawn (default %(default)s)")
     return parser.parse_args()
@@ -31,8 +30,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    images = DatasetCatalog.get(args.dataset)
     try:
+        images = load_named(args.dataset)
         detections = read_detections(args.input, [image["image_id"] for image in images])
     except (OSError, ValueError) as error:
         sys.exit(f"{error}")
