@@ -73,7 +73,9 @@ class StrictCheckpointer(Checkpointer):
         self._convert_ndarray_to_tensor(state_dict)
         new, unused = self._convert(checkpoint)
         if {_rpn(state_dict), _rpn(self.model.state_dict())} == set(_RPNS):
-            new = unused = _OF_ONE_ENGINE
+            # Some layers of the heads have the same names, but other orders of the classes.
+            checkpoint["model"] = {key: v for key, v in state_dict.items() if not _OF_ONE_ENGINE.match(key)}
+            new = _OF_ONE_ENGINE
         return self._check(super()._load_model(checkpoint), new, unused)
 
     def _convert(self, checkpoint: dict) -> tuple[re.Pattern, re.Pattern]:

@@ -1,8 +1,9 @@
 import ast
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,6 +14,15 @@ HAS_DETECTRON2 = find_spec("detectron2") is not None
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return REPO
+
+
+@pytest.fixture(scope="session")
+def train_torchvision(repo) -> ModuleType:
+    """The script, as a module."""
+    spec = spec_from_file_location("train_torchvision", repo / "tools" / "train_torchvision.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,9 @@ class _OfSlices:
     def __init__(self, backbone: nn.Module, *args, image_mean=(0.0,), image_std=(1.0,), **kwargs):
         super().__init__(backbone, *args, **kwargs)
         self.transform = BatchOnly(0, 0, image_mean, image_std, size_divisible=backbone.size_divisibility)
-        backbone.register_forward_pre_hook(lambda backbone, args: (*args, backbone.thickness))
+        # torchvision calls it with the images alone.
+        backbone.thickness = None
+        backbone.register_forward_pre_hook(lambda module, args: args if len(args) > 1 else (*args, module.thickness))
 
     def forward(self, images, targets=None, thickness: Tensor | None = None, output_sizes=None):
         """As torchvision's detectors; ``thickness`` is (N,) in mm, ``output_sizes`` see :class:`BatchOnly`."""
