@@ -1,7 +1,8 @@
 """3D context for 2D detectors: context-fusion convolutions in Detectron2, for lesion detection in CT.
 
-Without Detectron2 the package still has the operators (``layers``), trunk and neck (``modeling``), the reader, slices
-and phantom (``data``) and the metrics and report (``evaluation``). With it, importing the package registers
+Without Detectron2 the package still has the operators (``layers``), trunk and neck, also in torchvision's detectors
+(``modeling``), samples and phantom (``data``), and metrics and report (``evaluation``). With it, importing the package
+registers
 
     backbones       build_a3d_densenet_backbone, build_a3d_densenet_fpn_backbone, build_a3d_densenet_fused_backbone,
                     build_a3d_resnet_fpn_backbone

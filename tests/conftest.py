@@ -1,6 +1,8 @@
 import ast
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +44,24 @@ def phantom_root(tmp_path_factory) -> Path:
     command = [sys.executable, REPO / "datasets" / "make_phantom.py", "--output", root / "phantom", *arguments]
     subprocess.run(command, check=True, cwd=REPO)
     return root
+
+
+@pytest.fixture
+def start_training(phantom_root, tmp_path) -> Callable:
+    """Runs a script on the small phantom, with the log in tmp_path/log.txt."""
+
+    def start(arguments: list, wait: bool) -> subprocess.Popen:
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(phantom_root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *map(str, arguments)]
+        with open(tmp_path / "log.txt", "a") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, cwd=REPO, start_new_session=True
+            )
+        if wait:
+            assert process.wait(300) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+        return process
+
+    return start
 
 
 def _detectron2_tests() -> tuple[int, int]:

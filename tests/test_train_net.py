@@ -21,25 +21,12 @@ DATALOADER.NUM_WORKERS 0 SOLVER.IMS_PER_BATCH 2 SOLVER.STEPS () SOLVER.WARMUP_IT
 
 
 @pytest.fixture
-def train_net(repo, phantom_root, tmp_path):
+def train_net(start_training, tmp_path):
     """Start train_net.py on the small phantom; the output goes to tmp_path/out."""
 
     def start(*arguments, options=(), wait=True):
-        command = [
-            sys.executable,
-            str(repo / "train_net.py"),
-            "--config-file",
-            str(repo / "configs/quick/a3d_7slice.yaml"),
-        ]
-        command += [*arguments, "OUTPUT_DIR", str(tmp_path / "out"), *TINY, *map(str, options)]
-        environment = {**os.environ, "DETECTRON2_DATASETS": str(phantom_root), "OMP_NUM_THREADS": "1"}
-        with open(tmp_path / "log.txt", "a") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=repo, start_new_session=True
-            )
-        if wait:
-            assert process.wait(300) == 0, (tmp_path / "log.txt").read_text()[-3000:]
-        return process
+        script = ["train_net.py", "--config-file", "configs/quick/a3d_7slice.yaml"]
+        return start_training([*script, *arguments, "OUTPUT_DIR", tmp_path / "out", *TINY, *options], wait)
 
     return start
 

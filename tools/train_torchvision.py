@@ -102,11 +102,8 @@ def evaluate(cfg: CfgNode, model: torch.nn.Module, device: torch.device) -> dict
 
 def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpointer, resume: bool, seed: int) -> None:
     solver, clip, batch_size = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.IMS_PER_BATCH
-    if batch_size % WORLD or (clip.ENABLED and clip.CLIP_TYPE != "full_model"):
-        raise ValueError(
-            f"Expected SOLVER.IMS_PER_BATCH divisible by the {WORLD} processes, and SOLVER.CLIP_GRADIENTS.CLIP_TYPE "
-            f"'full_model'. Got {batch_size} and {clip.CLIP_TYPE!r} instead!"
-        )
+    if batch_size % WORLD:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH must be divisible by the {WORLD} processes. Got {batch_size} instead!")
     optimizer = torch.optim.SGD(model.parameters(), solver.BASE_LR, solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
     schedulers = [MultiStepLR(optimizer, solver.STEPS, solver.GAMMA)]
     if solver.WARMUP_ITERS:

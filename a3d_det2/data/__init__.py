@@ -1,4 +1,4 @@
-"""Reader, slices and phantom: no Detectron2 needed. Mapper and augmentation are imported by the package's own
+"""Reader, samples and phantom: no Detectron2 needed. Its mapper and augmentation are imported by the package's own
 ``__init__``."""
 
 from .deeplesion import load_deeplesion, register_deeplesion

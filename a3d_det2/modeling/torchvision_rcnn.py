@@ -86,18 +86,28 @@ def build_lesion_rcnn(cfg) -> LesionFasterRCNN | LesionMaskRCNN:
         ValueError: if the config asks for what torchvision does not have; see also :func:`.build_squeezed_densenet`.
     """
     necks = {"build_a3d_densenet_fpn_backbone": PyramidTrunk, "build_a3d_densenet_fused_backbone": FusedTrunk}
-    choices = {"MODEL.META_ARCHITECTURE": ["LesionRCNN"], "MODEL.ROI_HEADS.NAME": ["StandardROIHeads"]}
-    choices["MODEL.BACKBONE.NAME"] = list(necks)
+    choices = {"MODEL.META_ARCHITECTURE": ["LesionRCNN"], "MODEL.BACKBONE.NAME": list(necks)}
+    choices |= {"MODEL.ROI_HEADS.NAME": ["StandardROIHeads"], "MODEL.ROI_BOX_HEAD.NAME": ["FastRCNNConvFCHead"]}
+    choices |= {"SOLVER.WEIGHT_DECAY_NORM": [cfg.SOLVER.WEIGHT_DECAY]}
+    choices |= {"SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ["full_model"]}
     for key in (*choices, *(key for key in TORCHVISION_HAS if cfg.MODEL.MASK_ON or "MASK" not in key)):
         value = reduce(getattr, key.split("."), cfg)
         if key in choices and value not in choices[key]:
-            raise ValueError(f"{key} is {value!r}: with torchvision there is only {' and '.join(choices[key])}.")
+            raise ValueError(
+                f"{key} is {value!r}: with torchvision there is only {' and '.join(map(str, choices[key]))}."
+            )
         if value != TORCHVISION_HAS.get(key, value):
             logging.getLogger(__name__).warning(f"{key} is {value!r}; torchvision has {TORCHVISION_HAS[key]!r}.")
     rpn, roi, box, mask = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     anchors, channels, resolution = cfg.MODEL.ANCHOR_GENERATOR, cfg.MODEL.FPN.OUT_CHANNELS, box.POOLER_RESOLUTION
     bottom_up = build_squeezed_densenet(cfg, cfg.MODEL.FPN.IN_FEATURES)
     backbone = necks[cfg.MODEL.BACKBONE.NAME](bottom_up, channels)
+    names = [f"p{stride.bit_length() - 1}" for stride in backbone.out_strides.values()]
+    if not names == list(rpn.IN_FEATURES) == list(roi.IN_FEATURES):
+        raise ValueError(
+            f"With torchvision MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES are all levels, {names}. "
+            f"Got {rpn.IN_FEATURES} and {roi.IN_FEATURES} instead!"
+        )
     levels, masks = list(backbone.out_strides), {}
     if cfg.MODEL.MASK_ON:
         masks["mask_roi_pool"] = MultiScaleRoIAlign(levels, mask.POOLER_RESOLUTION, mask.POOLER_SAMPLING_RATIO)

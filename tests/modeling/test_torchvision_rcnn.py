@@ -13,7 +13,10 @@ SMALL = """
 MODEL.A3D.NUM_SLICES 3 MODEL.A3D.BLOCK_CONFIG [1,1,1] MODEL.A3D.GROWTH_RATE 8 MODEL.A3D.NUM_INIT_FEATURES 16
 MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_MASK_HEAD.CONV_DIM 8 MODEL.ROI_MASK_HEAD.NUM_CONV 2
 """.split()
-FUSED = ["MODEL.BACKBONE.NAME", "build_a3d_densenet_fused_backbone", "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,24,32]]"]
+FUSED = """
+MODEL.BACKBONE.NAME build_a3d_densenet_fused_backbone MODEL.ANCHOR_GENERATOR.SIZES [[16,24,32]]
+MODEL.RPN.IN_FEATURES ["p2"] MODEL.ROI_HEADS.IN_FEATURES ["p2"]
+""".split()
 
 
 @pytest.fixture
@@ -136,12 +139,20 @@ def test_the_trunk_in_torchvisions_own_detector(neck):
     [
         ("MODEL.META_ARCHITECTURE", "LesionRetinaNet", "LesionRCNN"),
         ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "StandardROIHeads"),
+        ("MODEL.ROI_BOX_HEAD.NAME", "MyHead", "FastRCNNConvFCHead"),
         ("MODEL.BACKBONE.NAME", "build_a3d_resnet_fpn_backbone", "build_a3d_densenet_fpn_backbone and build_a3d_dens"),
     ],
 )
 def test_what_torchvision_does_not_have(config, key, value, choices):
     with pytest.raises(ValueError, match=f"{key} is '{value}': with torchvision there is only {choices}"):
         build_lesion_rcnn(config(key, value))
+
+
+def test_other_settings_that_torchvision_does_not_have(config):
+    with pytest.raises(ValueError, match=r"SOLVER.WEIGHT_DECAY_NORM is 0.0: with torchvision there is only 0.0001"):
+        build_lesion_rcnn(config("SOLVER.WEIGHT_DECAY_NORM", 0.0))
+    with pytest.raises(ValueError, match=r"IN_FEATURES are all levels, \['p2', 'p3', 'p4'\]. Got \['p2'\] and"):
+        build_lesion_rcnn(config("MODEL.RPN.IN_FEATURES", ["p2"]))
 
 
 def test_what_torchvision_does_otherwise_is_said(config, caplog):

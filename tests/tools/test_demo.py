@@ -1,0 +1,56 @@
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+TINY = """
+MODEL.A3D.BLOCK_CONFIG [1,1,1] MODEL.A3D.GROWTH_RATE 8 MODEL.A3D.NUM_INIT_FEATURES 16 MODEL.FPN.OUT_CHANNELS 16
+INPUT.MIN_SIZE_TRAIN (96,) INPUT.MAX_SIZE_TRAIN 96 INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 96
+DATALOADER.NUM_WORKERS 0 SOLVER.MAX_ITER 20 SOLVER.STEPS ()
+""".split()
+
+
+def run(repo, output, *arguments, before=""):
+    code = f"{before}import sys, runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, "tools/demo.py", "--output", str(output), *arguments, *TINY]
+    return subprocess.run(command, cwd=repo, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torchvision", "detectron2"])
+def test_demo_says_which_engine_it_was(repo, phantom_root, tmp_path, engine):
+    if engine == "detectron2" and find_spec("detectron2") is None:
+        pytest.skip("Detectron2 is not installed")
+    shutil.copytree(phantom_root / "phantom", tmp_path / "phantom")
+    done = run(repo, tmp_path, "--engine", engine)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"Engine: {engine} (asked for)")
+    assert lines[-1] == f"Engine: {engine}"
+    assert any("20/20 [" in line or "iter: 19" in line for line in lines)  # progress is shown
+    for name in ("a3d_7slice", "a3d_1slice"):
+        report = json.loads((tmp_path / name / "inference" / "froc.json").read_text())
+        assert f"{report['average']:.3f}" in done.stdout
+        assert (tmp_path / name / "inference" / "froc.png").is_file()
+    assert (tmp_path / "pictures" / "overview.png").is_file()
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_engine_is_detectron2_where_it_is_installed(repo, tmp_path, installed):
+    """Without a phantom that can be read it ends in its first step."""
+    (tmp_path / "phantom.log").mkdir()
+    found = f"import importlib.util; importlib.util.find_spec = lambda name: {installed or None}; "
+    done = run(repo, tmp_path, before=found)
+    assert done.returncode != 0
+    engine, why = ("detectron2", "installed") if installed else ("torchvision", "not installed")
+    assert done.stdout.splitlines()[0].startswith(f"Engine: {engine} (Detectron2 is {why})")
+
+
+def test_an_unknown_engine(repo, tmp_path):
+    done = run(repo, tmp_path, "--engine", "mmdetection")
+    assert done.returncode == 2
+    assert "invalid choice: 'mmdetection'" in done.stderr
