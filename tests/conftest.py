@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.scripts import without_detectron2
+
 REPO = Path(__file__).resolve().parents[1]
 HAS_DETECTRON2 = find_spec("detectron2") is not None
 
@@ -41,7 +43,7 @@ def phantom_root(tmp_path_factory) -> Path:
     """A $DETECTRON2_DATASETS with a small phantom."""
     root = tmp_path_factory.mktemp("datasets")
     arguments = ["--train", "12", "--val", "4", "--test", "6", "--size", "96", "--context", "6"]
-    command = [sys.executable, REPO / "datasets" / "make_phantom.py", "--output", root / "phantom", *arguments]
+    command = without_detectron2("datasets/make_phantom.py", "--output", root / "phantom", *arguments)
     subprocess.run(command, check=True, cwd=REPO)
     return root
 

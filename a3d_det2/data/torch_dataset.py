@@ -9,6 +9,7 @@ from fvcore.transforms.transform import HFlipTransform, ScaleTransform, Transfor
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .png import UnreadableSlice
 from .sample import SampleLoader, sample_options
 from .transforms import draw_affine, draw_hu_jitter
 
@@ -44,8 +45,12 @@ class LesionDataset(Dataset):
         if self.load.is_train:
             shuffle, place = divmod(i, len(self.records))
             index = np.random.default_rng([self.seed, 0, shuffle]).permutation(len(self.records))[place]
-        while (sample := self.load(self.records[index], partial(self.augment, rng=rng))) is None:
+        for _ in self.records:
+            if (sample := self.load(self.records[index], partial(self.augment, rng=rng))) is not None:
+                break
             index = rng.integers(len(self.records))
+        else:
+            raise UnreadableSlice(f"No key slice was readable in {len(self.records)} attempts.")
         image, image_id = torch.from_numpy(sample.image), self.records[index]["image_id"]
         target = {"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(sample.classes + 1)}
         if sample.masks is not None:

@@ -3,7 +3,6 @@ import copy
 import io
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from a3d_det2.data import load_deeplesion
 from a3d_det2.data.coco import read_coco, to_coco
 from a3d_det2.data.mask_file import MASK_FILE, encode_mask, write_masks
+from tests.scripts import without_detectron2
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def root(table, tmp_path):
 
 
 def export(repo, root, *options):
-    command = [sys.executable, repo / "datasets" / "export_coco.py", "--root", root, "--output", root / "coco.json"]
+    command = without_detectron2("datasets/export_coco.py", "--root", root, "--output", root / "coco.json")
     return subprocess.run([*command, *options], capture_output=True, text=True, cwd=repo)
 
 

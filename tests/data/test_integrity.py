@@ -1,12 +1,12 @@
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from a3d_det2.data.integrity import KINDS, OFFICIAL_COUNTS, check_annotations
 from tests.damage import Dataset, make_8_bit, resize, truncate
+from tests.scripts import without_detectron2
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def dataset(phantom_root, tmp_path):
 def check(dataset, repo, *options):
     dataset.save()
     report = dataset.root / "report.json"
-    command = [sys.executable, repo / "datasets" / "check_deeplesion.py", "--root", dataset.root, "--json", report]
+    command = without_detectron2("datasets/check_deeplesion.py", "--root", dataset.root, "--json", report)
     done = subprocess.run([*command, "--workers", "2", *options], capture_output=True, text=True, cwd=repo)
     assert done.returncode in (0, 1), done.stderr
     return done, json.loads(report.read_text())

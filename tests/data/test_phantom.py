@@ -3,7 +3,6 @@ import filecmp
 import math
 import os
 import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from a3d_det2.data import load_deeplesion, load_slice_stack
 from a3d_det2.data.phantom import COLUMNS, HU_OFFSET, random_series, render_slice, series_from_annotations, write_series
 from a3d_det2.data.slices import read_slice
+from tests.scripts import without_detectron2
 
 OPTIONS = {"size": 96, "intervals": (0.5, 1.0, 2.0, 5.0), "context": 8.0, "seed": 3}
 
@@ -140,7 +140,7 @@ def test_geometry_from_annotations():
 
 
 def make_phantom(repo, output, *arguments):
-    command = [sys.executable, str(repo / "datasets" / "make_phantom.py"), "--output", str(output), *arguments]
+    command = without_detectron2("datasets/make_phantom.py", "--output", output, *arguments)
     return subprocess.run(command, capture_output=True, text=True, cwd=repo)
 
 

@@ -100,6 +100,10 @@ def test_a_skipped_key_slice_is_replaced(records):
     assert set(seen) == {"0", "1", "3", "4"}
     with pytest.raises(FileNotFoundError, match="000002_01_01/001.png"):
         [dataset(records)[i] for i in range(5)]
+    for record in records:
+        record["file_name"] = "nowhere/001.png"
+    with pytest.raises(ValueError, match="No key slice was readable in 5 attempts"):
+        items[0]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 
@@ -19,6 +18,7 @@ from pycocotools import mask as coco_mask
 from a3d_det2.data import load_deeplesion
 from a3d_det2.data.preparation import Journal
 from tests.damage import Dataset, truncate
+from tests.scripts import without_detectron2
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def downloads(phantom_root, tmp_path_factory):
 
 
 def command(repo, *options):
-    return [sys.executable, repo / "datasets" / "prepare_deeplesion.py", *options]
+    return without_detectron2("datasets/prepare_deeplesion.py", *options)
 
 
 def prepare(repo, *options):
@@ -110,7 +110,7 @@ def test_packing_can_come_later_and_png_files_can_go(prepared, downloads, tmp_pa
     same = [name for name in content(prepared) if name.startswith("Images_packed") or name.endswith("masks.json")]
     assert {name: content(root)[name] for name in same} == {name: content(prepared)[name] for name in same}
     done = subprocess.run(
-        [sys.executable, repo / "datasets" / "check_deeplesion.py", "--root", root], capture_output=True, cwd=repo
+        without_detectron2("datasets/check_deeplesion.py", "--root", root), capture_output=True, cwd=repo
     )
     assert done.returncode == 0
 
@@ -146,7 +146,7 @@ def test_a_slice_that_only_the_packed_series_has_is_not_lost(prepared, copy, rep
     path = data.path(data.key_slices(1)[0])
     stored = path.read_bytes()
     packed = copy / "Images_packed" / f"{path.parent.name}.b2nd"
-    check = [sys.executable, repo / "datasets" / "check_deeplesion.py", "--root", copy]
+    check = without_detectron2("datasets/check_deeplesion.py", "--root", copy)
     truncate(path)
     for options in ((), ("--again",)):
         done = prepare(repo, "--output", copy, *options)
@@ -202,7 +202,7 @@ def test_a_change_of_the_same_size_needs_to_be_asked_for(prepared, copy, repo):
     path.write_bytes(
         stored + b" " * (path.stat().st_size - len(stored)) if len(stored) < path.stat().st_size else stored
     )
-    check = [sys.executable, repo / "datasets" / "check_deeplesion.py", "--root", copy]
+    check = without_detectron2("datasets/check_deeplesion.py", "--root", copy)
     done = subprocess.run(check, capture_output=True, text=True, cwd=repo)
     assert done.returncode == 1
     assert "packed_outdated" in done.stdout
@@ -243,7 +243,8 @@ def test_other_boxes_of_the_same_slices(prepared, copy, repo):
 
 def test_two_runs_at_once(prepared, downloads, tmp_path, repo):
     root = tmp_path / "deeplesion"
-    arguments = command(repo, "--source", downloads, "--output", root, "--pack", "--workers", "2")
+    options = ["--source", downloads, "--output", root, "--pack", "--workers", "2"]
+    arguments = command(repo, *options)
     runs = [subprocess.Popen(arguments, cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
     outputs = [run.communicate(timeout=120)[0].decode() for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
@@ -279,7 +280,7 @@ def test_tables(downloads, tmp_path, repo):
 def test_no_blosc2(copy, repo, tmp_path):
     (tmp_path / "blosc2.py").write_text("raise ImportError('hidden')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    run = [sys.executable, repo / "datasets" / "prepare_deeplesion.py", "--output", tmp_path / "new", "--pack"]
+    run = without_detectron2("datasets/prepare_deeplesion.py", "--output", tmp_path / "new", "--pack")
     done = subprocess.run(run, capture_output=True, text=True, cwd=repo, env=environment)
     assert done.returncode == 1
     assert "which is not installed: pip install blosc2" in done.stderr
@@ -316,7 +317,8 @@ def kill_at(files, root, arguments, repo):
 def test_killed_ten_times_and_started_again(prepared, downloads, tmp_path, repo):
     """Nothing of the interrupted runs remains."""
     root = tmp_path / "deeplesion"
-    arguments = command(repo, "--source", downloads, "--output", root, "--pack", "--workers", "2")
+    options = ["--source", downloads, "--output", root, "--pack", "--workers", "2"]
+    arguments = command(repo, *options)
     rng, kills, total = random.Random(0), 0, number_of_files(prepared)
     for _ in range(40):
         if kills == 10:
@@ -326,7 +328,7 @@ def test_killed_ten_times_and_started_again(prepared, downloads, tmp_path, repo)
         if number_of_files(root) >= total - 1:
             shutil.rmtree(root)
     assert kills == 10
-    assert prepare(repo, *arguments[2:]).returncode == 0
+    assert prepare(repo, *options).returncode == 0
     assert content(root) == content(prepared)
 
 

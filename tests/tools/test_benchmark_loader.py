@@ -8,13 +8,14 @@ import pytest
 pytest.importorskip("blosc2")
 
 from a3d_det2.data import load_deeplesion
+from tests.scripts import without_detectron2
 
 
 @pytest.fixture(scope="module")
 def packed(phantom_root, tmp_path_factory, repo):
     root = tmp_path_factory.mktemp("packed") / "phantom"
     shutil.copytree(phantom_root / "phantom", root)
-    command = [sys.executable, repo / "datasets" / "prepare_deeplesion.py", "--output", root, "--pack"]
+    command = without_detectron2("datasets/prepare_deeplesion.py", "--output", root, "--pack")
     subprocess.run(command, check=True, cwd=repo, capture_output=True)
     return root
 
