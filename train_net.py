@@ -31,6 +31,7 @@ from detectron2.utils.logger import setup_logger
 from torch import distributed
 
 from a3d_det2 import BestCheckpointer, DeepLesionEvaluator, DeepLesionMapper, LesionCheckpointer, add_a3d_config
+from a3d_det2.config import loader_timeout
 
 
 class Trainer(DefaultTrainer):
@@ -83,13 +84,15 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_detection_train_loader(cfg, mapper=DeepLesionMapper(cfg, is_train=True), timeout=timeout(cfg))
+        return build_detection_train_loader(
+            cfg, mapper=DeepLesionMapper(cfg, is_train=True), timeout=loader_timeout(cfg)
+        )
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         mapper = DeepLesionMapper(cfg, is_train=False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        loader.timeout = timeout(cfg)  # the function has no argument for it
+        loader.timeout = loader_timeout(cfg)  # the function has no argument for it
         return loader
 
     @classmethod
@@ -106,11 +109,6 @@ class Trainer(DefaultTrainer):
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
         return super().test(cfg, model, evaluators)
-
-
-def timeout(cfg) -> float:
-    """Of a data loader, which takes none without workers."""
-    return cfg.DATALOADER.TIMEOUT if cfg.DATALOADER.NUM_WORKERS > 0 else 0
 
 
 def best_metric(cfg) -> str:

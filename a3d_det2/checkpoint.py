@@ -31,10 +31,10 @@ class LesionCheckpointer(StrictCheckpointer, DetectionCheckpointer):
     differs, such as that of the classes; the log names them. Its backbone must fit.
     """
 
-    def load(self, path: str, *args, **kwargs):
+    def load(self, path: str, checkpointables: list[str] | None = None):
         """See :class:`.StrictCheckpointer`."""
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables)
         finally:
             self._parsed_url_during_load = None  # the base class asserts it before the next load
 

@@ -1,6 +1,11 @@
 from fvcore.common.config import CfgNode
 
 
+def loader_timeout(cfg: CfgNode) -> float:
+    """Of a data loader, which takes none without workers."""
+    return cfg.DATALOADER.TIMEOUT if cfg.DATALOADER.NUM_WORKERS > 0 else 0
+
+
 def add_a3d_config(cfg: CfgNode) -> None:
     """Add the keys of a3d_det2, with their defaults, to a Detectron2 config."""
     _C = cfg

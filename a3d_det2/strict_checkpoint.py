@@ -22,7 +22,8 @@ class StrictCheckpointer(Checkpointer):
     2. takes trunk, squeeze and fused neck of a model that was trained with the other engine, Detectron2 or torchvision,
        whose heads and FPN are new; the log names them,
     3. raises when weights do not fit, instead of logging it,
-    4. puts each file under its name only when it is complete.
+    4. raises when a training is to be resumed from a checkpoint without its optimizer or the like,
+    5. puts each file under its name only when it is complete.
     """
 
     def __init__(self, model, save_dir: str = "", *, stem_weights: str = "middle", **checkpointables):
@@ -34,13 +35,15 @@ class StrictCheckpointer(Checkpointer):
         super().__init__(model, save_dir, **checkpointables)
         self._stem_weights = stem_weights
 
-    def load(self, path: str, *args, **kwargs):
+    def load(self, path: str, checkpointables: list[str] | None = None):
         """
         Raises:
-            ValueError: if the file is no checkpoint or its weights do not fit; the message names it.
+            ValueError: if the file is no checkpoint, its weights do not fit or ``checkpointables``, by default all, are
+                not in it; the message names it.
         """
+        self._wanted = self.checkpointables if checkpointables is None else checkpointables
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -61,6 +64,12 @@ class StrictCheckpointer(Checkpointer):
             ValueError: if a key of the checkpoint or of the model is left over, or a shape differs.
         """
         state_dict = checkpoint["model"]
+        missing = [name for name in self._wanted if name not in checkpoint]
+        if missing:
+            raise ValueError(
+                f"expected a checkpoint to resume from, with {', '.join(self._wanted)}; got one without "
+                f"{', '.join(missing)}. Is it of another engine? MODEL.WEIGHTS takes its trunk for a new training."
+            )
         if is_torchvision_densenet(state_dict):
             trunks = [m for m in self.model.modules() if isinstance(m, DenseNet3D)]
             if len(trunks) != 1:

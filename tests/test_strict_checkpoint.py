@@ -109,6 +109,16 @@ def test_round_trip_and_tag(checkpointer_class, tmp_path):
     assert torch.equal(model.weight, other.weight)
 
 
+def test_a_checkpoint_without_what_a_resume_needs(checkpointer_class, tmp_path):
+    model = nn.Linear(2, 2)
+    checkpointer_class(model, str(tmp_path)).save("weights")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpointer = checkpointer_class(nn.Linear(2, 2), str(tmp_path), optimizer=optimizer)
+    with pytest.raises(ValueError, match=r"weights.pth: expected .* with optimizer; got one without optimizer"):
+        checkpointer.resume_or_load("", resume=True)
+    checkpointer.resume_or_load(str(tmp_path / "weights.pth"), resume=False)  # as a start it is enough
+
+
 def test_a_save_that_is_cut_short_leaves_the_last_one(checkpointer_class, tmp_path, monkeypatch):
     checkpointer = checkpointer_class(nn.Linear(2, 2), str(tmp_path))
     checkpointer.save("model_0000000", iteration=0)

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import random
+from bisect import bisect_right
 from itertools import chain
 from pathlib import Path
 
@@ -17,13 +18,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.ops import box_convert
 from tqdm import tqdm
 
-from a3d_det2.config import add_a3d_config
+from a3d_det2.config import add_a3d_config, loader_timeout
 from a3d_det2.data.deeplesion import load_named
 from a3d_det2.data.dl_info import LESION_TYPES
 from a3d_det2.data.mask_file import encode_mask
@@ -59,8 +59,8 @@ def load_config(path: str, opts: list[str]) -> CfgNode:
 
 def make_loader(cfg: CfgNode, records: list[dict], items, batch_size: int, **options) -> DataLoader:
     dataset, workers = build_lesion_dataset(cfg, records, **options), cfg.DATALOADER.NUM_WORKERS
-    timeout = cfg.DATALOADER.TIMEOUT if workers else 0
-    return DataLoader(dataset, batch_size, sampler=items, num_workers=workers, collate_fn=list, timeout=timeout)
+    how = {"num_workers": workers, "timeout": loader_timeout(cfg), "collate_fn": list}
+    return DataLoader(dataset, batch_size, sampler=items, **how)
 
 
 def forward(model: torch.nn.Module, batch: list[tuple], device: torch.device):
@@ -69,6 +69,13 @@ def forward(model: torch.nn.Module, batch: list[tuple], device: torch.device):
     targets = [{key: value.to(device) for key, value in target.items()} for target in targets]
     thickness = torch.tensor(thickness, dtype=torch.float32, device=device)
     return model([image.to(device) for image in images], targets, thickness, output_sizes)
+
+
+def learning_rate(solver: CfgNode, iteration: int) -> float:
+    """BASE_LR after a linear warm-up from WARMUP_FACTOR of it, times GAMMA from each of STEPS on."""
+    warmup = min(1, iteration / solver.WARMUP_ITERS) if solver.WARMUP_ITERS else 1
+    factor = solver.WARMUP_FACTOR * (1 - warmup) + warmup
+    return solver.BASE_LR * factor * solver.GAMMA ** bisect_right(solver.STEPS, iteration)
 
 
 @torch.no_grad()
@@ -84,10 +91,11 @@ def evaluate(cfg: CfgNode, model: torch.nn.Module, device: torch.device) -> dict
         for batch in tqdm(make_loader(cfg, records, share, 1, is_train=False), name, disable=RANK > 0):
             (found,) = forward(model, batch, device)
             columns = {"bbox": box_convert(found["boxes"], "xyxy", "xywh").tolist(), "score": found["scores"].tolist()}
+            columns["category_id"] = (found["labels"] - 1).tolist()
             if "masks" in found:
                 columns["segmentation"] = [encode_mask(mask[0].cpu().numpy() >= 0.5) for mask in found["masks"]]
-            result = {"image_id": batch[0][-1], "category_id": 0}
-            results += [result | dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            rows = zip(*columns.values(), strict=True)
+            results += [{"image_id": batch[0][-1], **dict(zip(columns, row, strict=True))} for row in rows]
         gathered = [results] * WORLD
         if WORLD > 1:
             distributed.all_gather_object(gathered, results)
@@ -105,26 +113,28 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
     if batch_size % WORLD:
         raise ValueError(f"SOLVER.IMS_PER_BATCH must be divisible by the {WORLD} processes. Got {batch_size} instead!")
     optimizer = torch.optim.SGD(model.parameters(), solver.BASE_LR, solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
-    schedulers = [MultiStepLR(optimizer, solver.STEPS, solver.GAMMA)]
-    if solver.WARMUP_ITERS:
-        schedulers.append(LinearLR(optimizer, solver.WARMUP_FACTOR, total_iters=solver.WARMUP_ITERS))
-    scheduler = ChainedScheduler(schedulers)
     scaler = torch.amp.GradScaler(device.type, enabled=solver.AMP.ENABLED and device.type == "cuda")
-    for name, state in (("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
-        checkpointer.add_checkpointable(name, state)
+    checkpointer.add_checkpointable("optimizer", optimizer)
+    checkpointer.add_checkpointable("scaler", scaler)
     resume = resume and checkpointer.has_checkpoint()
     loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    start = loaded["iteration"] + 1 if resume else 0
+    start, seed = (loaded["iteration"] + 1, loaded["seed"]) if resume else (0, seed)
     parallel = DistributedDataParallel(model, broadcast_buffers=False) if WORLD > 1 else model
     records = [record for name in cfg.DATASETS.TRAIN for record in load_named(name)]
     share = range(start * batch_size + RANK, solver.MAX_ITER * batch_size, WORLD)
     loader = make_loader(cfg, records, share, batch_size // WORLD, is_train=True, seed=seed)
-    writer = SummaryWriter(cfg.OUTPUT_DIR, purge_step=start) if RANK == 0 else None
+    writer = SummaryWriter(cfg.OUTPUT_DIR, purge_step=start + 1) if RANK == 0 else None
+
+    def write(step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items() if writer else ():
+            writer.add_scalar(name, value, step)
 
     model.train()
     progress = tqdm(loader, "training", initial=start, total=solver.MAX_ITER, disable=RANK > 0)
     for done, batch in enumerate(progress, start + 1):
-        torch.manual_seed(seed * 2**32 + done)  # a resumed training draws the same regions
+        # A resumed training draws the same regions.
+        torch.manual_seed(int(np.random.SeedSequence([seed, done, RANK]).generate_state(1)[0]))
+        optimizer.param_groups[0]["lr"] = learning_rate(solver, done - 1)
         with torch.autocast(device.type, enabled=solver.AMP.ENABLED):
             losses = forward(parallel, batch, device)
             loss = sum(losses.values())
@@ -137,20 +147,15 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip.CLIP_VALUE)
         scaler.step(optimizer)
         scaler.update()
-        scalars = {}
         if done % 20 == 0:
-            scalars = {**losses, "total_loss": loss, "lr": scheduler.get_last_lr()[0]}
+            write(done, {**losses, "total_loss": loss, "lr": optimizer.param_groups[0]["lr"]})
             progress.set_postfix_str(f"loss: {loss:.3f}")
-        scheduler.step()
         last = done == solver.MAX_ITER
         if last or done % solver.CHECKPOINT_PERIOD == 0:
-            checkpointer.save("model_final" if last else f"model_{done - 1:07d}", iteration=done - 1)
-        if last or (cfg.TEST.EVAL_PERIOD and done % cfg.TEST.EVAL_PERIOD == 0):
-            scalars |= evaluate(cfg, model, device)
-        for name, value in scalars.items() if writer else ():
-            writer.add_scalar(name, value, done)
-    if start >= solver.MAX_ITER:  # it had ended before
-        evaluate(cfg, model, device)
+            checkpointer.save("model_final" if last else f"model_{done - 1:07d}", iteration=done - 1, seed=seed)
+        if not last and cfg.TEST.EVAL_PERIOD and done % cfg.TEST.EVAL_PERIOD == 0:
+            write(done, evaluate(cfg, model, device))
+    write(solver.MAX_ITER, evaluate(cfg, model, device))  # also of a training that had ended before
 
 
 def main() -> None:
@@ -170,7 +175,8 @@ def main() -> None:
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     handlers = [logging.StreamHandler(), logging.FileHandler(os.path.join(cfg.OUTPUT_DIR, "log.txt"))]
     logging.basicConfig(level=logging.INFO if RANK == 0 else logging.ERROR, handlers=handlers)
-    Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
+    if RANK == 0:
+        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
     torch.manual_seed(seed[0])
     model = build_lesion_rcnn(cfg).to(device)
     how = {"stem_weights": cfg.MODEL.A3D.STEM_WEIGHTS, "save_to_disk": RANK == 0}

@@ -185,6 +185,8 @@ class SampleLoader:
         if isinstance(mask, dict):
             self._check_rle(mask, file_name, original_size)
             return transform.apply_segmentation(coco_mask.decode(mask)).astype(bool)
+        if mask == []:
+            return np.zeros(image_size, dtype=bool)
         if mask is None:
             mask = [self._outline(annotation, file_name)]
         polygons = transform.apply_polygons([np.array(p, dtype=np.float64).reshape(-1, 2) for p in mask])

@@ -19,13 +19,15 @@ class LesionDataset(Dataset):
     the other, augmented by random numbers of ``seed`` and i alone: whichever process makes it, and when.
 
     Args:
-        records: as :func:`load_deeplesion` makes them.
+        records: as :func:`load_deeplesion` makes them, not empty.
         load: what makes samples of them.
         augment: takes an image (H, W, D) in HU and ``rng``, random numbers; see :class:`.SampleLoader`.
         seed: not negative.
     """
 
     def __init__(self, records: list[dict], load: SampleLoader, augment: Callable, seed: int = 0):
+        if not records:
+            raise ValueError("Expected at least one key slice in the dataset. Got none!")
         self.records, self.load, self.augment, self.seed = records, load, augment, seed
 
     def __len__(self) -> int:
@@ -97,4 +99,5 @@ def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0
         change = partial(augment, min_sizes=how.MIN_SIZE_TRAIN, max_size=how.MAX_SIZE_TRAIN, flip=how.RANDOM_FLIP)
         limits = affine.PROB, affine.SHIFT, affine.SCALE, affine.ROTATION, how.HU_WINDOW[0]
         change = partial(change, affine=limits, jitter=(jitter.PROB, jitter.OFFSET, jitter.GAIN))
-    return LesionDataset(records, SampleLoader(**sample_options(cfg, is_train)), change, seed)
+    load = SampleLoader(**(sample_options(cfg, is_train) | {"mask_format": "bitmask"}))  # all that torchvision takes
+    return LesionDataset(records, load, change, seed)

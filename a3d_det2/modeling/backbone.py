@@ -61,7 +61,8 @@ def build_a3d_densenet_fused_backbone(cfg, input_shape: ShapeSpec) -> FusedBackb
         the fused neck over MODEL.FPN.IN_FEATURES of the DenseNet trunk, with MODEL.FPN.OUT_CHANNELS; the output is
         "p2".
     """
-    return FusedBackbone(build_squeezed_densenet(cfg, cfg.MODEL.FPN.IN_FEATURES), cfg.MODEL.FPN.OUT_CHANNELS)
+    bottom_up = build_squeezed_densenet(cfg, cfg.MODEL.FPN.IN_FEATURES, SliceBackbone)
+    return FusedBackbone(bottom_up, cfg.MODEL.FPN.OUT_CHANNELS)
 
 
 @BACKBONE_REGISTRY.register()

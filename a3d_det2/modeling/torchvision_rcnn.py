@@ -57,19 +57,28 @@ class BatchOnly(GeneralizedRCNNTransform):
 
 
 class _OfSlices:
-    """For (D, H, W) images. The arguments are torchvision's; the backbone is a PyramidTrunk or a FusedTrunk."""
+    """For (D, H, W) images, which are not resized. The other arguments are torchvision's.
+
+    The backbone is a :class:`PyramidTrunk` or a :class:`.FusedTrunk`.
+    """
 
     def __init__(self, backbone: nn.Module, *args, image_mean=(0.0,), image_std=(1.0,), **kwargs):
         super().__init__(backbone, *args, **kwargs)
         self.transform = BatchOnly(0, 0, image_mean, image_std, size_divisible=backbone.size_divisibility)
-        # torchvision calls it with the images alone.
         backbone.thickness = None
-        backbone.register_forward_pre_hook(lambda module, args: args if len(args) > 1 else (*args, module.thickness))
+        backbone.register_forward_pre_hook(_add_thickness)
 
     def forward(self, images, targets=None, thickness: Tensor | None = None, output_sizes=None):
         """As torchvision's detectors; ``thickness`` is (N,) in mm, ``output_sizes`` see :class:`BatchOnly`."""
         self.backbone.thickness, self.transform.output_sizes = thickness, output_sizes
-        return super().forward(images, targets)
+        try:
+            return super().forward(images, targets)
+        finally:
+            self.backbone.thickness = self.transform.output_sizes = None
+
+
+def _add_thickness(backbone: nn.Module, args: tuple) -> tuple:  # torchvision calls it with the images alone
+    return args if len(args) > 1 else (*args, backbone.thickness)
 
 
 class LesionFasterRCNN(_OfSlices, FasterRCNN):
@@ -89,7 +98,9 @@ def build_lesion_rcnn(cfg) -> LesionFasterRCNN | LesionMaskRCNN:
     choices = {"MODEL.META_ARCHITECTURE": ["LesionRCNN"], "MODEL.BACKBONE.NAME": list(necks)}
     choices |= {"MODEL.ROI_HEADS.NAME": ["StandardROIHeads"], "MODEL.ROI_BOX_HEAD.NAME": ["FastRCNNConvFCHead"]}
     choices |= {"SOLVER.WEIGHT_DECAY_NORM": [cfg.SOLVER.WEIGHT_DECAY]}
-    choices |= {"SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ["full_model"]}
+    choices |= {"INPUT.RANDOM_FLIP": ["horizontal", "vertical", "none"]}
+    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+        choices["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] = ["full_model"]
     for key in (*choices, *(key for key in TORCHVISION_HAS if cfg.MODEL.MASK_ON or "MASK" not in key)):
         value = reduce(getattr, key.split("."), cfg)
         if key in choices and value not in choices[key]:
@@ -109,6 +120,7 @@ def build_lesion_rcnn(cfg) -> LesionFasterRCNN | LesionMaskRCNN:
             f"Got {rpn.IN_FEATURES} and {roi.IN_FEATURES} instead!"
         )
     levels, masks = list(backbone.out_strides), {}
+    sizes = anchors.SIZES * len(levels) if len(anchors.SIZES) == 1 else anchors.SIZES
     if cfg.MODEL.MASK_ON:
         masks["mask_roi_pool"] = MultiScaleRoIAlign(levels, mask.POOLER_RESOLUTION, mask.POOLER_SAMPLING_RATIO)
         masks["mask_head"] = MaskRCNNHeads(channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1)
@@ -117,7 +129,7 @@ def build_lesion_rcnn(cfg) -> LesionFasterRCNN | LesionMaskRCNN:
         backbone,
         image_mean=cfg.MODEL.PIXEL_MEAN,
         image_std=cfg.MODEL.PIXEL_STD,
-        rpn_anchor_generator=AnchorGenerator(anchors.SIZES, anchors.ASPECT_RATIOS * len(levels)),
+        rpn_anchor_generator=AnchorGenerator(sizes, anchors.ASPECT_RATIOS * len(levels)),
         rpn_pre_nms_top_n_train=rpn.PRE_NMS_TOPK_TRAIN,
         rpn_pre_nms_top_n_test=rpn.PRE_NMS_TOPK_TEST,
         rpn_post_nms_top_n_train=rpn.POST_NMS_TOPK_TRAIN,

@@ -1,9 +1,11 @@
 import math
+import os
 import time
 
 import pytest
 
 from a3d_det2.data import load_deeplesion
+from a3d_det2.data.deeplesion import datasets_root, load_named
 from a3d_det2.data.phantom import COLUMNS
 
 
@@ -143,3 +145,21 @@ def test_official_rows(official_csv):
     assert (len(clean), sum(len(r["annotations"]) for r in clean)) == (4817, 4912)
     assert load_deeplesion(str(official_csv), "", "train") == []
     assert len({r["patient"] for r in records}) == 665
+
+
+def test_datasets_by_name(write_csv, tmp_path, monkeypatch):
+    (tmp_path / "phantom" / "splits").mkdir(parents=True)
+    (tmp_path / "phantom" / "splits" / "fold1.txt").write_text("1")
+    os.rename(
+        write_csv({}, {"File_name": "000001_02_03_015.png", "Key_slice_index": "15", "Possibly_noisy": "1"}),
+        tmp_path / "phantom" / "DL_info.csv",
+    )
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for name in ("phantom_test", "phantom_fold1"):
+        (record,) = load_named(name)  # without the noisy one
+        assert record["file_name"] == str(tmp_path / "phantom" / "Images_png" / "000001_02_03" / "014.png")
+        assert "segmentation" not in record["annotations"][0]
+    with pytest.raises(ValueError, match="Unknown dataset 'phantom_fold2'. Choose one of deeplesion_train, .*_fold1"):
+        load_named("phantom_fold2")
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    assert datasets_root() == "datasets"

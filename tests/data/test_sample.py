@@ -91,6 +91,19 @@ def test_a_lesion_whose_mask_is_empty_is_dropped(record):
     assert len(load(record, use_instance_mask=True).boxes) == 0
 
 
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_a_lesion_without_any_polygon_is_dropped(record, mask_format):
+    record["annotations"][0]["segmentation"] = []
+    sample = load(record, use_instance_mask=True, mask_format=mask_format)
+    assert (len(sample.boxes), sample.masks) == (0, [])
+
+
+def test_a_lesion_that_is_narrow_in_the_image_is_kept(record):
+    """Columns 8 to 19 moved by 18.5 to the left: from the centre of pixel 0 to 0.5."""
+    sample = load(record, AffineTransform([[1, 0, -18.5], [0, 1, 0]], fill=0))
+    assert sample.boxes.tolist() == [[0.0, 10.0, 0.5, 17.0]]
+
+
 def test_polygons_stay_polygons(record):
     record["annotations"][0]["segmentation"] = [[8.0, 10, 20, 10, 20, 18]]
     ((polygon,),) = load(record, HFlipTransform(WIDTH), use_instance_mask=True, mask_format="polygon").masks

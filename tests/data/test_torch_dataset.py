@@ -56,6 +56,17 @@ def test_a_training_item_by_hand(records):
     assert "masks" not in dataset(records)[0][1]
 
 
+def test_masks_are_always_pixels(records, repo, train_torchvision):
+    options = ["MODEL.MASK_ON", "True", "INPUT.MASK_FORMAT", "polygon"]
+    cfg = train_torchvision.load_config(str(repo / "configs/quick/a3d_7slice.yaml"), options)
+    assert build_lesion_dataset(cfg, records, is_train=True)[0][1]["masks"].shape == (1, 128, 128)
+
+
+def test_no_records():
+    with pytest.raises(ValueError, match=r"Expected at least one key slice in the dataset. Got none!"):
+        dataset([])
+
+
 def test_without_lesions_the_target_is_empty(records):
     for record in records:
         record["annotations"] = []

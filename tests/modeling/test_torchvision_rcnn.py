@@ -92,8 +92,11 @@ def test_thickness_reaches_the_operators(config):
         model(images, None, torch.tensor(thickness))
         for y in features.values():
             assert torch.allclose(y[0], y[1]) == equal
-    with pytest.raises(ValueError, match=r"Expected the slice thickness in mm, a tensor of shape \(2,\). Got None"):
-        model(images)
+    for call in (lambda: model(images), lambda: model.backbone(torch.zeros(2, 3, 64, 64))):
+        with pytest.raises(ValueError, match=r"Expected the slice thickness in mm, a tensor of shape \(2,\). Got None"):
+            call()
+    given = model.backbone(torch.stack(images), torch.tensor([2.0, 5.0]))
+    assert not torch.allclose(given["dense1"][0], given["dense1"][1])
 
 
 def test_wrong_number_of_slices(config):
@@ -101,11 +104,14 @@ def test_wrong_number_of_slices(config):
         build_lesion_rcnn(config()).eval()([torch.randn(7, 64, 64)])
 
 
-def test_a_copy_is_independent(config):
+def test_a_copy_is_independent(config, tmp_path):
     model = build_lesion_rcnn(config()).eval()
     other = copy.deepcopy(model)
     images = [torch.randn(3, 64, 64)]
     assert torch.equal(model(images)[0]["boxes"], other(images)[0]["boxes"])
+    torch.save(model, tmp_path / "whole.pth")
+    whole = torch.load(tmp_path / "whole.pth", weights_only=False)
+    assert torch.equal(model(images)[0]["boxes"], whole(images)[0]["boxes"])
     torch.nn.init.zeros_(other.backbone.bottom_up.trunk.conv0.weight)
     assert not torch.equal(model(images)[0]["boxes"], other(images)[0]["boxes"])
 
@@ -155,6 +161,15 @@ def test_other_settings_that_torchvision_does_not_have(config):
         build_lesion_rcnn(config("MODEL.RPN.IN_FEATURES", ["p2"]))
 
 
+def test_settings_of_what_is_off_are_not_looked_at(config):
+    options = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"]
+    with pytest.raises(ValueError, match="CLIP_TYPE is 'value': with torchvision there is only full_model"):
+        build_lesion_rcnn(config(*options))
+    build_lesion_rcnn(config(*options, "SOLVER.CLIP_GRADIENTS.ENABLED", False))
+    with pytest.raises(ValueError, match="RANDOM_FLIP is 'horizontl': .* only horizontal and vertical and none"):
+        build_lesion_rcnn(config("INPUT.RANDOM_FLIP", "horizontl"))
+
+
 def test_what_torchvision_does_otherwise_is_said(config, caplog):
     with caplog.at_level(logging.WARNING):
         build_lesion_rcnn(config())
@@ -170,31 +185,29 @@ def test_what_torchvision_does_otherwise_is_said(config, caplog):
 
 
 def test_settings_reach_torchvision(config):
-    options = [
-        "MODEL.RPN.POST_NMS_TOPK_TEST",
-        7,
-        "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-        11,
-        "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
-        13,
-    ]
-    options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.25, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.375]
-    options += [
-        "TEST.DETECTIONS_PER_IMAGE",
-        3,
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-        17,
-        "MODEL.ROI_BOX_HEAD.NUM_FC",
-        3,
-    ]
-    model = build_lesion_rcnn(config(*options, "MODEL.PIXEL_MEAN", [5.0], "MODEL.PIXEL_STD", [2.0]))
-    assert (model.rpn._post_nms_top_n["testing"], model.rpn._pre_nms_top_n["training"]) == (7, 11)
+    options = """
+        MODEL.RPN.POST_NMS_TOPK_TEST 7 MODEL.RPN.PRE_NMS_TOPK_TRAIN 11 MODEL.RPN.BATCH_SIZE_PER_IMAGE 13
+        MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.25 MODEL.ROI_HEADS.NMS_THRESH_TEST 0.375 TEST.DETECTIONS_PER_IMAGE 3
+        MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 17 MODEL.ROI_BOX_HEAD.NUM_FC 3 MODEL.PIXEL_MEAN [5.0] MODEL.PIXEL_STD [2.0]
+        MODEL.RPN.PRE_NMS_TOPK_TEST 19 MODEL.RPN.POST_NMS_TOPK_TRAIN 23 MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 5
+        MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO 3 MODEL.MASK_ON True MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION 9
+        MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO 4
+    """
+    model = build_lesion_rcnn(config(*options.split()))
+    assert model.rpn._post_nms_top_n == {"training": 23, "testing": 7}
+    assert model.rpn._pre_nms_top_n == {"training": 11, "testing": 19}
+    for pool, size, ratio in ((model.roi_heads.box_roi_pool, 5, 3), (model.roi_heads.mask_roi_pool, 9, 4)):
+        assert pool.featmap_names == ["dense1", "dense2", "dense3"]
+        assert (pool.output_size, pool.sampling_ratio) == ((size, size), ratio)
+    assert model.transform.size_divisible == 16
     assert model.rpn.fg_bg_sampler.batch_size_per_image == 13
     heads = model.roi_heads
     assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.25, 0.375, 3)
     assert heads.fg_bg_sampler.batch_size_per_image == 17
     assert sum(isinstance(m, torch.nn.Linear) for m in heads.box_head) == 3
     assert (model.transform.image_mean, model.transform.image_std) == ([5.0], [2.0])
+    every = build_lesion_rcnn(config("MODEL.ANCHOR_GENERATOR.SIZES", [[20]]))
+    assert every.rpn.anchor_generator.sizes == [[20]] * 3
     sizes = [[16, 24], [32, 48], [64, 96]]
     for base, level in zip(model.rpn.anchor_generator.cell_anchors, sizes, strict=True):
         areas = (base[:, 2] - base[:, 0]) * (base[:, 3] - base[:, 1])

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 
 TINY = """
 MODEL.A3D.NUM_SLICES 3 MODEL.A3D.BLOCK_CONFIG [1,1,1] MODEL.A3D.GROWTH_RATE 8 MODEL.A3D.NUM_INIT_FEATURES 16
@@ -90,6 +91,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(train, tmp_path):
     assert resumed["iteration"] == whole["iteration"] == 39
     assert all(torch.equal(value, resumed["model"][key]) for key, value in whole["model"].items())
     assert read(out / "inference" / "froc.json") == read(tmp_path / "whole" / "inference" / "froc.json")
+    assert scalars(out) == scalars(tmp_path / "whole")
 
     # Once it has ended, a resume evaluates again and trains no more.
     shutil.rmtree(out / "inference")
@@ -97,6 +99,16 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(train, tmp_path):
     train("--resume", options=["SOLVER.CHECKPOINT_PERIOD", 5])
     assert os.path.getmtime(out / "model_final.pth") == before
     assert (out / "inference" / "froc.json").is_file()
+    assert scalars(out) == scalars(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_random_seed_and_a_changed_schedule_when_resumed(train, tmp_path):
+    train(options=["SOLVER.MAX_ITER", 4, "SEED", -1])
+    seed = torch.load(tmp_path / "out" / "model_final.pth")["seed"]
+    train("--resume", options=["SOLVER.MAX_ITER", 20, "SOLVER.STEPS", "(10,)", "SOLVER.WARMUP_ITERS", 0, "SEED", -1])
+    assert torch.load(tmp_path / "out" / "model_final.pth")["seed"] == seed
+    assert scalars(tmp_path / "out")["lr"] == {20: pytest.approx(0.001)}
 
 
 @pytest.mark.slow
@@ -133,3 +145,99 @@ def test_a_batch_that_cannot_be_divided(train_torchvision, repo, monkeypatch):
     monkeypatch.setattr(train_torchvision, "WORLD", 2)
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH must be divisible by the 2 processes. Got 3 instead!"):
         train_torchvision.train(cfg, None, None, None, False, 0)
+
+
+def test_learning_rate(train_torchvision, repo):
+    """Of the published schedule."""
+    solver = train_torchvision.load_config(str(repo / "configs/a3d_7slice.yaml"), []).SOLVER
+    rates = {i: train_torchvision.learning_rate(solver, i) for i in (0, 250, 500, 25289, 25290, 44959, 44960)}
+    expected = {0: 0.0002, 250: 0.0101, 500: 0.02, 25289: 0.02, 25290: 0.002, 44959: 0.002, 44960: 0.0002}
+    assert rates == pytest.approx(expected)
+
+
+class Recorder(torch.nn.Module):
+    """In place of a detector: a loss of its one weight, or the detections it is given."""
+
+    def __init__(self, found=None, loss=1.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.found, self.loss, self.calls = found, loss, []
+
+    def forward(self, images, targets, thickness, output_sizes):
+        self.calls.append((images, targets, thickness, output_sizes, torch.is_autocast_enabled("cpu")))
+        return {"loss": self.weight.sum() * self.loss} if self.training else [self.found] * len(images)
+
+
+@pytest.fixture
+def cfg(train_torchvision, repo, phantom_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(phantom_root))
+
+    def make(*options):
+        path = str(repo / "configs/quick/a3d_7slice.yaml")
+        return train_torchvision.load_config(path, [*TINY, "OUTPUT_DIR", str(tmp_path), *options])
+
+    return make
+
+
+def test_what_the_model_is_called_with(train_torchvision):
+    model, target = Recorder(), {"boxes": torch.zeros(0, 4)}
+    batch = [(torch.zeros(3, 8, 8), target, 1.0, (9, 10), "a"), (torch.ones(3, 6, 8), target, 5.0, (11, 12), "b")]
+    train_torchvision.forward(model, batch, torch.device("cpu"))
+    ((images, targets, thickness, output_sizes, _),) = model.calls
+    assert [tuple(image.shape) for image in images] == [(3, 8, 8), (3, 6, 8)]
+    assert len(targets) == 2
+    assert thickness.tolist() == [1.0, 5.0]
+    assert output_sizes == ((9, 10), (11, 12))
+
+
+def test_detections_are_written_as_they_are_found(train_torchvision, cfg, tmp_path):
+    masks = torch.zeros(2, 1, 96, 96)
+    masks[0, 0, 5:9, 3:5], masks[1] = 0.5, 0.49
+    boxes, scores = torch.tensor([[1.0, 2, 11, 22], [3, 4, 5, 6]]), torch.tensor([0.75, 0.5])
+    model = Recorder({"boxes": boxes, "labels": torch.tensor([1, 3]), "scores": scores, "masks": masks})
+    metrics = train_torchvision.evaluate(cfg(), model.train(), torch.device("cpu"))
+    assert model.training
+    results = read(tmp_path / "inference" / "coco_instances_results.json")
+    assert len(results) == 2 * 6
+    assert [result["category_id"] for result in results[:2]] == [0, 2]
+    assert [result["bbox"] for result in results[:2]] == [[1, 2, 10, 20], [3, 4, 2, 2]]
+    assert [coco_mask.area(result["segmentation"]) for result in results[:2]] == [8, 0]
+    report = read(tmp_path / "inference" / "froc.json")
+    assert "lesion type" in report["strata"]
+    assert metrics["froc/avg"] == report["average"]
+    assert all(not autocast for *_, autocast in model.calls)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_two_steps_by_hand(train_torchvision, cfg, monkeypatch, amp, clip):
+    """Of a loss with gradient 100: SGD with momentum 0.9 and weight decay 0.1, in a warm-up from 0.2 in 4 steps."""
+    options = ["SOLVER.AMP.ENABLED", f"{amp}", "SOLVER.CLIP_GRADIENTS.ENABLED", f"{clip}", "SOLVER.MAX_ITER", "2"]
+    options += ["SOLVER.WEIGHT_DECAY", "0.1", "SOLVER.WARMUP_ITERS", "4", "SOLVER.WARMUP_FACTOR", "0.2"]
+    monkeypatch.setattr(train_torchvision, "evaluate", lambda *_: {})
+    model = Recorder(loss=100.0)
+    checkpointer = train_torchvision.StrictCheckpointer(model)
+    train_torchvision.train(cfg(*options), model, torch.device("cpu"), checkpointer, False, 0)
+    gradient, weight, velocity = 5.0 if clip else 100.0, 1.0, 0.0
+    for rate in (0.01 * 0.2, 0.01 * 0.4):
+        velocity = 0.9 * velocity + gradient + 0.1 * weight
+        weight -= rate * velocity
+    assert model.weight.item() == pytest.approx(weight, rel=1e-5)
+    assert [autocast for *_, autocast in model.calls] == [amp, amp]
+
+
+def test_a_loss_that_is_not_finite(train_torchvision, cfg):
+    model = Recorder(loss=float("nan"))
+    checkpointer = train_torchvision.StrictCheckpointer(model)
+    with pytest.raises(FloatingPointError, match="The loss is nan in iteration 1"):
+        train_torchvision.train(cfg(), model, torch.device("cpu"), checkpointer, False, 0)
+
+
+def test_stem_weights_come_from_the_config(train_torchvision, repo, monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(train_torchvision, "train", lambda cfg, model, device, *rest: made.append(rest[0]))
+    config = ["--config-file", str(repo / "configs/quick/a3d_7slice.yaml")]
+    options = [*TINY, "OUTPUT_DIR", str(tmp_path), "MODEL.A3D.STEM_WEIGHTS", "sum"]
+    monkeypatch.setattr("sys.argv", ["train_torchvision.py", *config, *options])
+    train_torchvision.main()
+    assert made[0]._stem_weights == "sum"
