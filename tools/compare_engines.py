@@ -13,6 +13,7 @@ import platform
 import shlex
 import statistics
 import sys
+import textwrap
 from datetime import date
 from pathlib import Path
 
@@ -64,12 +65,17 @@ def main() -> None:
         "of each seed",
     ]
     command = shlex.join(["python", "tools/compare_engines.py", *sys.argv[1:]])
+    conditions = textwrap.fill(
+        f"`{command}`, {date.today()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}. `configs/quick/*_7slice.yaml`, "
+        f"{len(args.seeds)} seed(s): sensitivity at false positives per image, mean over the seeds, on the "
+        f"{first['num_lesions']} lesions of {first['num_images']} held-out key slices; the average over 0.5 to 4, its "
+        "standard deviation over the seeds, and each seed's, lowest first.",
+        width=120,
+    )
     text = f"""{START}
 
-`{command}`, {date.today()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, torch {torch.__version__},
-torchvision {torchvision.__version__}. `configs/quick/*_7slice.yaml`, {len(args.seeds)} seed(s): sensitivity at false
-positives per image, mean over the seeds, on the {first["num_lesions"]} lesions of {first["num_images"]} held-out key
-slices; the average over 0.5 to 4, its standard deviation over the seeds, and each seed's, lowest first.
+{conditions}
 
 {tabulate(rows, header, "github", disable_numparse=True)}
 """
