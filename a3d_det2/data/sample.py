@@ -150,11 +150,14 @@ class SampleLoader:
         boxes, classes, masks = [], [], []
         for annotation in record.get("annotations", ()) if self.is_train else ():
             box = self._box(annotation, transform, original_size, image_size)
+            if min(box[2:] - box[:2]) <= SMALLEST_SIDE:
+                continue
             mask = self._mask(annotation, transform, record["file_name"], original_size, image_size)
-            if min(box[2:] - box[:2]) > SMALLEST_SIDE and not (isinstance(mask, np.ndarray) and not mask.any()):
-                boxes.append(box)
-                classes.append(annotation["category_id"])
-                masks.append(mask)
+            if isinstance(mask, np.ndarray) and not mask.any():
+                continue
+            boxes.append(box)
+            classes.append(annotation["category_id"])
+            masks.append(mask)
         boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
         return boxes, np.array(classes, dtype=np.int64), masks if self.use_instance_mask else None
 

@@ -1,7 +1,7 @@
 """Samples as torchvision's detectors take them."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class LesionDataset(Dataset):
         rng, index = np.random.default_rng([self.seed, 1, i]), i
         if self.load.is_train:
             shuffle, place = divmod(i, len(self.records))
-            index = np.random.default_rng([self.seed, 0, shuffle]).permutation(len(self.records))[place]
+            index = _shuffled(len(self.records), self.seed, shuffle)[place]
         for _ in self.records:
             if (sample := self.load(self.records[index], partial(self.augment, rng=rng))) is not None:
                 break
@@ -58,6 +58,11 @@ class LesionDataset(Dataset):
         if sample.masks is not None:
             target["masks"] = torch.from_numpy(np.array(sample.masks, np.uint8).reshape(-1, *image.shape[1:]))
         return image, target, sample.thickness, sample.original_size, image_id
+
+
+@lru_cache(maxsize=2)  # the shuffle that is gone through, and the next one at its end
+def _shuffled(size: int, seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, number]).permutation(size)
 
 
 def augment(
@@ -88,7 +93,8 @@ def augment(
         transforms.append(draw_affine(size, *affine[1:], rng.uniform))
     if rng.random() < jitter[0]:
         transforms.append(draw_hu_jitter(*jitter[1:], rng.uniform))
-    return TransformList(transforms).apply_image(image), TransformList(transforms)
+    transform = TransformList(transforms)
+    return transform.apply_image(image), transform
 
 
 def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0) -> LesionDataset:
