@@ -2,6 +2,7 @@ import torch
 from torch import Tensor, nn
 
 from .fusion_conv import FusionConv
+from .mixing import mix_slices
 from .thickness import check_reference, identity_share
 
 
@@ -56,12 +57,22 @@ class A3DConv(FusionConv):
         Returns:
             the same shape.
         """
+        return mix_slices(x, self.mixing_weight(thickness, len(x)))
+
+    def mixing_weight(self, thickness: Tensor | None, batch_size: int) -> Tensor:
+        """P, (D_in, D_out, C_in), or P(t) of each sample, (N, D_in, D_out, C_in).
+
+        Raises:
+            ValueError: see :func:`identity_share`.
+        """
         if not self.thickness_aware:
-            return torch.einsum("bcdhw,dkc->bckhw", x, self.fusion_weight)
-        share = identity_share(thickness, self.reference_thickness, len(x)).to(self.fusion_weight).view(-1, 1, 1, 1)
+            return self.fusion_weight
+        share = identity_share(thickness, self.reference_thickness, batch_size).to(self.fusion_weight)
         identity = torch.eye(self.num_slices, device=share.device, dtype=share.dtype).unsqueeze(2)
-        weight = torch.lerp(self.fusion_weight, identity, share)  # P(t): (N, D_in, D_out, C_in)
-        return torch.einsum("bcdhw,bdkc->bckhw", x, weight)
+        return torch.lerp(self.fusion_weight, identity, share.view(-1, 1, 1, 1))
 
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        return self.slice_conv(self.mix(x, thickness))
+        return self.fuse_mixed(self.mix(x, thickness), thickness)
+
+    def fuse_mixed(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        return self.slice_conv(x)

@@ -10,9 +10,13 @@ Shape legend, used in every docstring of this package:
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .memory_format import is_channels_last
 
 def fold_slices(x: Tensor) -> Tensor:
-    """(N, C, D, H, W) -> (N * D, C, H, W), the slices as a batch of 2D images."""
+    """(N, C, D, H, W) -> (N * D, C, H, W), the slices as a batch of 2D images; without a copy from channels_last_3d to
+    channels_last."""
+    if is_channels_last(x):  # with the channels at the end, a single one keeps the stride that says so
+        return x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
     return x.transpose(1, 2).flatten(0, 1)
 
 
@@ -73,12 +77,28 @@ class FusionConv(nn.Conv2d):
         """What :meth:`forward` returns for an ``x`` of the right shape."""
         raise NotImplementedError
 
+    def mixing_weight(self, thickness: Tensor | None, batch_size: int) -> Tensor | None:
+        """The mixing of slices, channel by channel, that :meth:`fuse` begins with; None if it does not.
+
+        Args:
+            thickness: (N,)
+            batch_size: N
+
+        Returns:
+            (D, D, C_in), or (N, D, D, C_in), as :func:`~a3d_det2.layers.mixing.mix_slices` takes it.
+        """
+        return None
+
+    def fuse_mixed(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        """What :meth:`fuse` does after the mixing with :meth:`mixing_weight`."""
+        return self.fuse(x, thickness)
+
     def slice_conv(self, x: Tensor) -> Tensor:
         """Convolve every slice with the 2D kernel: (N, C_in, D, H, W) -> (N, C_out, D, H', W').
 
         It is the Conv3D with W_3D = unsqueeze(W_2D, dim=2) of Algorithm 1 (line 1 and 3) in the A3D paper.
         """
-        if x.is_contiguous():
+        if x.is_contiguous() and not is_channels_last(x):
             stride, dilation = (1, *self.stride), (1, *self.dilation)
             padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
             return F.conv3d(x, self.weight.unsqueeze(2), self.bias, stride, padding, dilation, self.groups)

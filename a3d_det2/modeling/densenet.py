@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import FusionConv, SliceConv, build_fusion_conv
+from ..layers.fusion_conv import fold_slices, unfold_slices
+from .dense_block import CHECKPOINTS, dense_block, is_fast, norm_relu, recomputed, stripes
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm3d,
@@ -54,7 +56,14 @@ class DenseBlock(nn.ModuleDict):
     """``num_layers`` dense layers; each sees the channels of all before it."""
 
     def __init__(
-        self, conv: Callable[..., FusionConv], num_layers: int, in_channels: int, growth_rate: int, bn_size: int, norm
+        self,
+        conv: Callable[..., FusionConv],
+        num_layers: int,
+        in_channels: int,
+        growth_rate: int,
+        bn_size: int,
+        norm,
+        checkpointing: str,
     ):
         super().__init__(
             {
@@ -63,11 +72,38 @@ class DenseBlock(nn.ModuleDict):
             }
         )
         self.out_channels = in_channels + num_layers * growth_rate
+        self.checkpointing = checkpointing
 
     def forward(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        layers = list(self.values())
+        norms = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
+        if is_fast(x, norms, [part for layer in layers for part in (layer, layer.conv1, layer.conv2)]):
+            return dense_block(layers, x, thickness, self.checkpointing)
+        if self.checkpointing == "block" and torch.is_grad_enabled():
+            return recomputed(self._append_all, norms, x, thickness)
+        return self._append_all(x, thickness)
+
+    def _append_all(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         for layer in self.values():
-            x = torch.cat([x, layer(x, thickness)], dim=1)
+            if self.checkpointing == "layer" and torch.is_grad_enabled():
+                new = recomputed(layer, [layer.norm1, layer.norm2], x, thickness)
+            else:
+                new = layer(x, thickness)
+            x = torch.cat([x, new], dim=1)
         return x  # (N, C + num_layers * growth_rate, D, H, W)
+
+
+def pool_slices(pool: nn.Module, x: Tensor) -> Tensor:
+    """Pool each slice: (N, C, D, H, W) -> (N, C, D, H', W')."""
+    return unfold_slices(pool(fold_slices(x)), x.shape[2])
+
+
+def channels_last_image(x: Tensor) -> Tensor:
+    """A tensor of one channel is contiguous as well as channels_last_3d; said by its strides, the convolution of it and
+    all that follows is channels_last: (N, 1, D, H, W) -> the same. Anything else is left as it is."""
+    if x.dim() != 5 or x.shape[1] != 1:
+        return x
+    return x.squeeze(1).contiguous().unsqueeze(-1).movedim(-1, 1)
 
 
 class Transition(nn.Module):
@@ -77,10 +113,16 @@ class Transition(nn.Module):
         super().__init__()
         self.norm = get_norm(norm, in_channels)
         self.conv = SliceConv(in_channels, out_channels, 1, num_slices, bias=False)
-        self.pool = nn.AvgPool3d((1, 2, 2))
+        self.pool = nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.conv(F.relu_(self.norm(x))))
+        if torch.is_grad_enabled() or self.norm.training:
+            return self._forward(x)
+        parts = [self._forward(x[:, :, :, rows]) for rows in stripes(x, x.shape[1], multiple=2)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return pool_slices(self.pool, self.conv(norm_relu(self.norm, x, overwrite=False)))
 
 
 class DenseNet3D(nn.Module):
@@ -97,6 +139,8 @@ class DenseNet3D(nn.Module):
         num_init_features: channels of the stem.
         bn_size: width of the bottleneck in growth rates.
         norm: "BN", "SyncBN" or a callable channels -> module.
+        checkpointing: what the dense blocks keep for the backward: "" everything, "layer" only what each layer adds,
+            "block" only their inputs; the rest is computed once more, which takes time and spares memory.
         op_options: further arguments of the operator, such as ``thickness_aware=True`` for "a3d".
 
     Attributes:
@@ -112,14 +156,17 @@ class DenseNet3D(nn.Module):
         num_init_features: int = 64,
         bn_size: int = 4,
         norm: str | Callable[[int], nn.Module] = "BN",
+        checkpointing: str = "",
         **op_options,
     ):
         super().__init__()
+        if checkpointing not in CHECKPOINTS:
+            raise ValueError(f"Unknown checkpointing {checkpointing!r}. Choose one of {CHECKPOINTS}.")
         self.num_slices = num_slices
         conv = partial(build_fusion_conv, op, num_slices=num_slices, bias=False, **op_options)
         self.conv0 = SliceConv(1, num_init_features, 7, num_slices, stride=2, padding=3, bias=False)
         self.norm0 = get_norm(norm, num_init_features)
-        self.pool0 = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.pool0 = nn.MaxPool2d(3, stride=2, padding=1)
 
         self.out_channels: dict[str, int] = {}
         self.out_strides: dict[str, int] = {}
@@ -128,7 +175,7 @@ class DenseNet3D(nn.Module):
             if i > 1:
                 self.add_module(f"transition{i - 1}", Transition(num_slices, channels, channels // 2, norm))
                 channels //= 2
-            block = DenseBlock(conv, num_layers, channels, growth_rate, bn_size, norm)
+            block = DenseBlock(conv, num_layers, channels, growth_rate, bn_size, norm, checkpointing)
             self.add_module(f"denseblock{i}", block)
             channels = block.out_channels
             self.out_channels[f"dense{i}"] = channels
@@ -155,7 +202,8 @@ class DenseNet3D(nn.Module):
         Raises:
             ValueError: if ``x`` is not (N, 1, D, H, W), or the operator needs the thickness and it is missing or bad.
         """
-        x = self.pool0(F.relu_(self.norm0(self.conv0(x))))  # (N, 1, D, H, W) -> (N, C, D, H/4, W/4)
+        x = norm_relu(self.norm0, self.conv0(channels_last_image(x)), overwrite=True)
+        x = pool_slices(self.pool0, x)  # (N, 1, D, H, W) -> (N, C, D, H/4, W/4)
         outputs = {}
         for i, name in enumerate(self.out_channels, start=1):
             if i > 1:

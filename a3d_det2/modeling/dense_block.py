@@ -1,0 +1,295 @@
+"""How a dense block runs fast: every value moved as seldom as can be.
+
+Where :meth:`DenseBlock.forward` in plain PyTorch copies all channels so far for each layer, normalises them, applies the
+ReLU and mixes the slices, each in passes of its own, here
+
+- all channels lie in one tensor, channels_last_3d, to which each layer appends its new ones;
+- norm, ReLU and mixing are one pass (:func:`~a3d_det2.layers.mixing.mix_slices`) from there to the convolution's input;
+- the norms of all layers share the statistics of the channels they have in common;
+- the gradients of all layers are added up in place.
+
+Parameters, buffers and results are those of the plain path.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..layers.memory_format import like, side_by_side
+from ..layers.mixing import kernel_for, mix_slices
+from ..layers.norm import (
+    Statistics,
+    batch_statistics,
+    channel_statistics,
+    channel_statistics_backward,
+    coefficients,
+    has_hooks,
+    is_affine,
+    over_batch,
+    update_running_statistics,
+)
+
+STRIPE_BYTES = 4 * 2**20
+CHECKPOINTS = ("", "layer", "block")
+Updates = list[tuple[nn.Module, Statistics]]  # norms, and what their running statistics are to see
+
+
+def is_fast(x: Tensor, norms: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> bool:
+    """Whether what is below may take the place of calling the modules: there is a kernel, the norms are batch norms, and
+    nobody looks at what the modules take and give."""
+    return (
+        not torch.compiler.is_compiling()
+        and kernel_for(x) is not None
+        and all(is_affine(norm) for norm in norms)
+        and not any(has_hooks(module) for module in others)
+    )
+
+
+def norm_relu(norm: nn.Module, x: Tensor, overwrite: bool) -> Tensor:
+    """relu(norm(x)) of (N, C, D, H, W); where there are no gradients and ``overwrite`` says so, in the place of ``x``."""
+    if not is_fast(x, [norm]):
+        return F.relu_(norm(x))
+    statistics = batch_statistics(norm, x) if norm.training else None
+    if statistics is not None:
+        update_running_statistics(norm, statistics)
+    return (_mix if overwrite else mix_slices)(x, None, *coefficients(norm, statistics))
+
+
+def dense_block(layers: Sequence[nn.Module], x: Tensor, thickness: Tensor | None, checkpointing: str = "") -> Tensor:
+    """
+    Args:
+        layers: the dense layers.
+        x: (N, C, D, H, W)
+        thickness: (N,) in mm, or None.
+        checkpointing: where there are gradients, "layer" keeps only what each layer adds, and "block" only ``x``; the
+            rest is computed once more in the backward. "" keeps everything.
+
+    Returns:
+        (N, C + new channels, D, H, W), channels_last_3d
+    """
+    if not torch.is_grad_enabled():
+        if not any(norm.training for layer in layers for norm in (layer.norm1, layer.norm2)):
+            return _inference(layers, x, thickness)
+        checkpointing = ""
+    updates: Updates = []
+    if checkpointing == "block":
+        y = checkpoint(_training, layers, x, thickness, "", updates, use_reentrant=False, preserve_rng_state=False)
+    else:
+        y = _training(layers, x, thickness, checkpointing, updates)
+    for norm, statistics in updates:
+        update_running_statistics(norm, statistics)
+    return y
+
+
+def recomputed(function: Callable, norms: Sequence[nn.Module], *args):
+    """``function(*args)``, computed once more in the backward, when it leaves the running statistics of the ``norms``
+    as they are."""
+
+    @contextmanager
+    def nothing_learnt():
+        tracking = [norm for norm in norms if getattr(norm, "track_running_stats", False) and norm.training]
+        momenta = [norm.momentum for norm in tracking]
+        for norm in tracking:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(tracking, momenta, strict=True):
+                norm.momentum = momentum
+                norm.num_batches_tracked.sub_(1)
+
+    return checkpoint(
+        function,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), nothing_learnt()),
+    )
+
+
+def stripes(x: Tensor, channels: int, multiple: int = 1) -> list[slice]:
+    """Ranges of H for work that looks at each pixel alone: the whole height on a GPU; on the CPU so few rows, a multiple
+    of ``multiple``, that ``channels`` of them stay in its cache, and in memory that need not be fetched anew."""
+    height = x.shape[3]
+    row = max(1, x.numel() // (x.shape[1] * max(height, 1)) * channels * x.element_size())
+    rows = max(multiple, STRIPE_BYTES // row // multiple * multiple) if x.device.type == "cpu" else height
+    return [slice(first, min(first + rows, height)) for first in range(0, height, max(rows, 1))]
+
+
+def _inference(layers: Sequence[nn.Module], x: Tensor, thickness: Tensor | None) -> Tensor:
+    batch, channels = x.shape[:2]
+    kernel = kernel_for(x)
+    block = _channels_last(x, channels + sum(layer.conv2.out_channels for layer in layers))
+    block[:, :channels].copy_(x)
+    hidden = _channels_last(x, layers[0].conv1.out_channels)
+    for layer in layers:
+        weight_1 = layer.conv1.mixing_weight(thickness, batch)
+        weight_2 = layer.conv2.mixing_weight(thickness, batch)
+        norm_1, norm_2 = coefficients(layer.norm1, None), coefficients(layer.norm2, None)
+        for rows in stripes(x, channels):
+            seen = block[:, :channels, :, rows]
+            mixed = _channels_last(seen, channels)
+            kernel.mix(seen, weight_1, *norm_1, mixed)
+            to = hidden[:, :, :, rows]
+            kernel.mix(like(layer.conv1.fuse_mixed(mixed, thickness), to), weight_2, *norm_2, to)
+        new = layer.conv2.fuse_mixed(hidden, thickness)
+        block[:, channels : channels + new.shape[1]].copy_(new)
+        channels += new.shape[1]
+    return block
+
+
+def _training(
+    layers: Sequence[nn.Module], x: Tensor, thickness: Tensor | None, checkpointing: str, updates: Updates
+) -> Tensor:
+    norm = layers[0].norm1
+    count = x.numel() // x.shape[1]
+    seen, mean, var = _Begin.apply(x, x.shape[1] + sum(layer.conv2.out_channels for layer in layers))
+    parts = []
+    for layer in layers:
+        statistics = None
+        if layer.norm1.training:
+            parts.append(over_batch(norm, mean, var, count))
+            statistics = Statistics.cat(parts)
+            updates.append((layer.norm1, statistics))
+        arguments = (layer, seen, thickness, *coefficients(layer.norm1, statistics))
+        if checkpointing == "layer":
+            seen, new, statistics = checkpoint(_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            seen, new, statistics = _layer(*arguments)
+        if statistics is not None:
+            updates.append((layer.norm2, statistics))
+        seen, mean, var = _Append.apply(seen, new)
+    return _End.apply(seen)
+
+
+def _layer(
+    layer: nn.Module, seen: Tensor, thickness: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor, Statistics | None]:
+    """
+    Returns:
+        ``seen`` for the next layer, the new channels, and the statistics of the second norm in training.
+    """
+    seen, mixed = _MixSeen.apply(seen, layer.conv1.mixing_weight(thickness, len(seen)), scale, shift)
+    hidden = layer.conv1.fuse_mixed(mixed, thickness)
+    statistics = batch_statistics(layer.norm2, hidden) if layer.norm2.training else None
+    weight = layer.conv2.mixing_weight(thickness, len(seen))
+    hidden = _mix(hidden, weight, *coefficients(layer.norm2, statistics))
+    if statistics is not None:
+        statistics = Statistics(*(t.detach() if isinstance(t, Tensor) else t for t in statistics))
+    return seen, layer.conv2.fuse_mixed(hidden, thickness), statistics
+
+
+def _mix(x: Tensor, weight: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """:func:`mix_slices`, without gradients in the place of ``x``."""
+    if torch.is_grad_enabled():
+        return mix_slices(x, weight, scale, shift)
+    x = side_by_side(x)
+    kernel_for(x).mix(x, weight, scale, shift, x)
+    return x
+
+
+def _channels_last(x: Tensor, channels: int) -> Tensor:
+    """An empty tensor like ``x`` with another number of channels, side by side."""
+    batch, _, slices, height, width = x.shape
+    return x.new_empty(batch, slices, height, width, channels).permute(0, 4, 1, 2, 3)  # (N, C, D, H, W)
+
+
+# In training the channels so far are a tensor of their own at each layer, though all lie in the same memory: autograd
+# must not see that later layers write beside what earlier ones have read. Between _Begin and _End nobody else holds
+# these tensors or their gradients, which is why the gradients may be added up in place.
+
+
+def _same_memory(seen: Tensor, channels: int) -> Tensor:
+    """The first ``channels`` channels of the block in which ``seen`` lies, as a tensor that is no view of ``seen``."""
+    batch, _, *rest = seen.shape
+    shape = (batch, channels, *rest)
+    return seen.new_empty(0).set_(seen.untyped_storage(), seen.storage_offset(), shape, seen.stride())
+
+
+def _with_statistics(
+    grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor | None, grad_var: Tensor | None
+) -> Tensor:
+    """The gradient with respect to ``x`` and that through its statistics, which nobody uses in evaluation mode."""
+    if grad_mean is None:
+        return grad
+    factor, offset = channel_statistics_backward(x, mean, grad_mean, grad_var)
+    return torch.addcmul(grad + offset, x, factor)
+
+
+class _Begin(torch.autograd.Function):
+    """(N, C, D, H, W) -> the same at the beginning of a new block of ``total`` channels, its mean and variance."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+        block = _channels_last(x, total)
+        block[:, : x.shape[1]].copy_(x)
+        seen = _same_memory(block, x.shape[1])
+        mean, var = channel_statistics(seen)
+        ctx.save_for_backward(_same_memory(block, x.shape[1]), mean)
+        ctx.set_materialize_grads(False)
+        return seen, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_seen: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None]:
+        return _with_statistics(grad_seen, *ctx.saved_tensors, grad_mean, grad_var), None
+
+
+class _MixSeen(torch.autograd.Function):
+    """:func:`mix_slices`, which also hands on ``seen``: so its backward gets the gradient with respect to it from all
+    later layers, and adds its own to that."""
+
+    @staticmethod
+    def forward(ctx, seen: Tensor, weight: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        mixed = _channels_last(seen, seen.shape[1])
+        kernel_for(seen).mix(seen, weight, scale, shift, mixed)
+        ctx.save_for_backward(seen, weight, scale, shift)
+        return _same_memory(seen, seen.shape[1]), mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_seen: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        seen, *coefficients = ctx.saved_tensors
+        kernel = kernel_for(seen)
+        grads = kernel.mix_backward(like(grad, seen), seen, *coefficients, grad_seen, accumulate=True)
+        return grad_seen, *(None if t is None else g for t, g in zip(coefficients, grads, strict=True))
+
+
+class _Append(torch.autograd.Function):
+    """``seen`` and the ``new`` channels after it, and the mean and variance of the new ones."""
+
+    @staticmethod
+    def forward(ctx, seen: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        channels = seen.shape[1]
+        both = _same_memory(seen, channels + new.shape[1])
+        part = _same_memory(both, both.shape[1])[:, channels:]
+        part.copy_(new)
+        mean, var = channel_statistics(part)
+        ctx.save_for_backward(part, mean)
+        ctx.set_materialize_grads(False)
+        return both, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, Tensor]:
+        part, mean = ctx.saved_tensors
+        channels = grad.shape[1] - part.shape[1]
+        return grad[:, :channels], _with_statistics(grad[:, channels:], part, mean, grad_mean, grad_var)
+
+
+class _End(torch.autograd.Function):
+    """What follows may use the block as any tensor; its gradient becomes one that is ours to change."""
+
+    @staticmethod
+    def forward(ctx, seen: Tensor) -> Tensor:
+        return _same_memory(seen, seen.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _channels_last(grad, grad.shape[1]).copy_(grad)
