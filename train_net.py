@@ -31,7 +31,7 @@ from detectron2.utils.logger import setup_logger
 from torch import distributed
 
 from a3d_det2 import BestCheckpointer, DeepLesionEvaluator, DeepLesionMapper, LesionCheckpointer, add_a3d_config
-from a3d_det2.config import loader_timeout
+from a3d_det2.config import amp_dtype, loader_timeout
 
 
 class Trainer(DefaultTrainer):
@@ -46,13 +46,21 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         device_ids = [comm.get_local_rank()] if model.device.type == "cuda" else None
         ddp_model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
-        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(ddp_model, data_loader, optimizer)
+        self._trainer = self.build_step(cfg, ddp_model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_step(cls, cfg, model, data_loader, optimizer) -> SimpleTrainer:
+        if not cfg.SOLVER.AMP.ENABLED:
+            return SimpleTrainer(model, data_loader, optimizer)
+        dtype = amp_dtype(cfg, "cuda")  # AMPTrainer knows no other device
+        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+        return AMPTrainer(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype)
 
     def build_hooks(self):
         hooks = super().build_hooks()

@@ -1,4 +1,21 @@
+import torch
 from fvcore.common.config import CfgNode
+
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def amp_dtype(cfg: CfgNode, device_type: str) -> torch.dtype:
+    """SOLVER.AMP.DTYPE.
+
+    Raises:
+        ValueError: if it is unknown.
+    """
+    name = cfg.SOLVER.AMP.DTYPE
+    if not name:
+        return torch.get_autocast_dtype(device_type)
+    if name not in AMP_DTYPES:
+        raise ValueError(f"Unknown SOLVER.AMP.DTYPE {name!r}. Choose one of {', '.join(AMP_DTYPES)}, or '' for either.")
+    return AMP_DTYPES[name]
 
 
 def loader_timeout(cfg: CfgNode) -> float:
@@ -28,6 +45,16 @@ def add_a3d_config(cfg: CfgNode) -> None:
     _C.MODEL.A3D.NORM = "SyncBN"
     # How the three input channels of ImageNet's first conv become the grey one: "middle" (published) or "sum" (exact).
     _C.MODEL.A3D.STEM_WEIGHTS = "middle"
+
+    # What the DenseNet trunk's blocks keep for the backward: "" everything; "layer" what each layer adds and "block" their
+    # inputs only, which spares memory and computes the rest once more.
+    _C.MODEL.A3D.CHECKPOINTING = ""
+    # Let torch.compile compile the DenseNet trunk, which takes minutes at the first images and, for new sizes, again.
+    _C.MODEL.A3D.COMPILE = False
+
+    # With SOLVER.AMP.ENABLED: "float16", "bfloat16", which needs no scaling of the loss, or "" for torch's default,
+    # float16 on CUDA and bfloat16 on the CPU.
+    _C.SOLVER.AMP.DTYPE = ""
 
     # Distance in mm between the slices the model sees; series are resampled to it.
     _C.INPUT.SLICE_INTERVAL = 2.0

@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.ops import box_convert
 from tqdm import tqdm
 
-from a3d_det2.config import add_a3d_config, loader_timeout
+from a3d_det2.config import add_a3d_config, amp_dtype, loader_timeout
 from a3d_det2.data.deeplesion import load_named
 from a3d_det2.data.dl_info import LESION_TYPES
 from a3d_det2.data.mask_file import encode_mask
@@ -113,7 +113,8 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
     if batch_size % WORLD:
         raise ValueError(f"SOLVER.IMS_PER_BATCH must be divisible by the {WORLD} processes. Got {batch_size} instead!")
     optimizer = torch.optim.SGD(model.parameters(), solver.BASE_LR, solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
-    scaler = torch.amp.GradScaler(device.type, enabled=solver.AMP.ENABLED and device.type == "cuda")
+    dtype = amp_dtype(cfg, device.type)
+    scaler = torch.amp.GradScaler(device.type, enabled=solver.AMP.ENABLED and dtype == torch.float16)
     checkpointer.add_checkpointable("optimizer", optimizer)
     checkpointer.add_checkpointable("scaler", scaler)
     resume = resume and checkpointer.has_checkpoint()
@@ -135,7 +136,7 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
         # A resumed training draws the same regions.
         torch.manual_seed(int(np.random.SeedSequence([seed, done, RANK]).generate_state(1)[0]))
         optimizer.param_groups[0]["lr"] = learning_rate(solver, done - 1)
-        with torch.autocast(device.type, enabled=solver.AMP.ENABLED):
+        with torch.autocast(device.type, dtype, solver.AMP.ENABLED):
             losses = forward(parallel, batch, device)
             loss = sum(losses.values())
         if not torch.isfinite(loss):

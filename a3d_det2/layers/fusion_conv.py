@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .memory_format import is_channels_last
 
+
 def fold_slices(x: Tensor) -> Tensor:
     """(N, C, D, H, W) -> (N * D, C, H, W), the slices as a batch of 2D images; without a copy from channels_last_3d to
     channels_last."""

@@ -85,9 +85,9 @@ def over_batch(norm: nn.Module, mean: Tensor, var: Tensor, count: int) -> Statis
     Raises:
         ValueError: as batch norm, if there is only one value per channel.
     """
-    if isinstance(norm, nn.SyncBatchNorm) and distributed.is_available() and distributed.is_initialized():
-        if distributed.get_world_size(norm.process_group) > 1:
-            return over_processes(mean, var, count, norm.process_group)
+    synchronised = isinstance(norm, nn.SyncBatchNorm) and distributed.is_available() and distributed.is_initialized()
+    if synchronised and distributed.get_world_size(norm.process_group) > 1:
+        return over_processes(mean, var, count, norm.process_group)
     if count <= 1:
         raise ValueError(f"Expected more than one value per channel in training. Got {count}!")
     return Statistics(mean, var, count)

@@ -74,7 +74,8 @@ if triton is not None:
         g_n, g_d, g_row, x_n, x_d, x_row, o_n, o_d, o_row,
         chunks, steps,
         SLICES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr,
-        MIX: tl.constexpr, AFFINE: tl.constexpr, PLANES: tl.constexpr, ACCUMULATE: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr,
+        MIX: tl.constexpr, AFFINE: tl.constexpr, PLANES: tl.constexpr, ACCUMULATE: tl.constexpr,
+        ROWS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr,
     ):  # fmt: skip
         """A program takes GROUP input slices, one block of channels, and ``steps`` tiles along the pixels, over which
         it sums the gradients with respect to the coefficients; ``sums`` is (N, chunks, SLICES ** 2 + 2, channels), its
@@ -86,10 +87,7 @@ if triton is not None:
         chunk, n = rest % chunks, rest // chunks
         first_d = group * GROUP
         in_rows, in_lanes = tl.arange(0, ROWS)[:, None], tl.arange(0, LANES)[None, :]
-        if PLANES:
-            channel = block * ROWS + in_rows
-        else:
-            channel = block * LANES + in_lanes
+        channel = block * ROWS + in_rows if PLANES else block * LANES + in_lanes
         known = channel < channels
         if AFFINE:
             factor = tl.load(scale + channel, mask=known, other=0.0)
@@ -138,10 +136,7 @@ if triton is not None:
             if MIX:
                 totals = summed
         out = sums + (n * chunks + chunk) * (SLICES * SLICES + 2) * channels
-        if PLANES:
-            at_channel = block * ROWS + tl.arange(0, ROWS)
-        else:
-            at_channel = block * LANES + tl.arange(0, LANES)
+        at_channel = block * ROWS + tl.arange(0, ROWS) if PLANES else block * LANES + tl.arange(0, LANES)
         valid = at_channel < channels
         if MIX:
             for i in tl.static_range(GROUP):
@@ -224,7 +219,8 @@ def mix_backward(
         plain = _coefficients(dtype, weight, scale, shift)
         mix_backward_kernel[(batch * chunks * across * groups,)](
             grad, x, *plain, grad_x, sums,
-            rows, lanes, channels, _weight_n(weight), *strides(grad, planes), *strides(x, planes), *strides(grad_x, planes), chunks, steps,
+            rows, lanes, channels, _weight_n(weight),
+            *strides(grad, planes), *strides(x, planes), *strides(grad_x, planes), chunks, steps,
             SLICES=slices, GROUPS=groups, GROUP=group, MIX=weight is not None, AFFINE=scale is not None, PLANES=planes,
             ACCUMULATE=accumulate, ROWS=channel_block if planes else pixel_block,
             LANES=pixel_block if planes else channel_block, COMPUTE=compute, num_warps=8,

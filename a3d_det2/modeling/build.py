@@ -21,8 +21,8 @@ def build_squeezed_densenet(
         DenseNet trunk and squeeze; the outputs are "dense1", "dense2", ..., or those of ``out_features``.
 
     Raises:
-        ValueError: if NUM_SLICES is even, PIXEL_MEAN has not one entry, OPERATOR or NORM is unknown, or THICKNESS_AWARE
-            is set for another operator than a3d.
+        ValueError: if NUM_SLICES is even, PIXEL_MEAN has not one entry, OPERATOR, NORM or CHECKPOINTING is unknown, or
+            THICKNESS_AWARE is set for another operator than a3d.
     """
     num_slices = checked_num_slices(cfg)
     trunk = DenseNet3D(
@@ -33,8 +33,11 @@ def build_squeezed_densenet(
         num_init_features=cfg.MODEL.A3D.NUM_INIT_FEATURES,
         bn_size=cfg.MODEL.A3D.BN_SIZE,
         norm=_usable_norm(cfg),
+        checkpointing=cfg.MODEL.A3D.CHECKPOINTING,
         **operator_options(cfg),
     )
+    if cfg.MODEL.A3D.COMPILE:
+        trunk.compile()
     return squeezed(trunk, num_slices, trunk.out_channels, trunk.out_strides, out_features)
 
 

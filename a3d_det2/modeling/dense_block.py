@@ -1,7 +1,7 @@
 """How a dense block runs fast: every value moved as seldom as can be.
 
-Where :meth:`DenseBlock.forward` in plain PyTorch copies all channels so far for each layer, normalises them, applies the
-ReLU and mixes the slices, each in passes of its own, here
+The plain :class:`DenseBlock` copies all channels so far for each layer, normalises them, applies the ReLU and mixes the
+slices, each in passes of its own. Here
 
 - all channels lie in one tensor, channels_last_3d, to which each layer appends its new ones;
 - norm, ReLU and mixing are one pass (:func:`~a3d_det2.layers.mixing.mix_slices`) from there to the convolution's input;
@@ -40,8 +40,8 @@ Updates = list[tuple[nn.Module, Statistics]]  # norms, and what their running st
 
 
 def is_fast(x: Tensor, norms: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> bool:
-    """Whether what is below may take the place of calling the modules: there is a kernel, the norms are batch norms, and
-    nobody looks at what the modules take and give."""
+    """Whether what is below may take the place of calling the modules: there is a kernel, the norms are batch norms,
+    and nobody looks at what the modules take and give."""
     return (
         not torch.compiler.is_compiling()
         and kernel_for(x) is not None
@@ -51,7 +51,7 @@ def is_fast(x: Tensor, norms: Sequence[nn.Module], others: Sequence[nn.Module] =
 
 
 def norm_relu(norm: nn.Module, x: Tensor, overwrite: bool) -> Tensor:
-    """relu(norm(x)) of (N, C, D, H, W); where there are no gradients and ``overwrite`` says so, in the place of ``x``."""
+    """relu(norm(x)) of (N, C, D, H, W); if ``overwrite`` says so and there are no gradients, in the place of ``x``."""
     if not is_fast(x, [norm]):
         return F.relu_(norm(x))
     statistics = batch_statistics(norm, x) if norm.training else None
@@ -113,8 +113,8 @@ def recomputed(function: Callable, norms: Sequence[nn.Module], *args):
 
 
 def stripes(x: Tensor, channels: int, multiple: int = 1) -> list[slice]:
-    """Ranges of H for work that looks at each pixel alone: the whole height on a GPU; on the CPU so few rows, a multiple
-    of ``multiple``, that ``channels`` of them stay in its cache, and in memory that need not be fetched anew."""
+    """Ranges of H for work that looks at each pixel alone: the whole height on a GPU; on the CPU so few rows, a
+    multiple of ``multiple``, that ``channels`` of them stay in its cache, and in memory that it already has."""
     height = x.shape[3]
     row = max(1, x.numel() // (x.shape[1] * max(height, 1)) * channels * x.element_size())
     rows = max(multiple, STRIPE_BYTES // row // multiple * multiple) if x.device.type == "cpu" else height
