@@ -20,10 +20,11 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from complexity import build_trunk, load_config, time_alternating
+from complexity import build_trunk, load_config
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
+from timing import time_alternating
 from tqdm import tqdm
 
 from a3d_det2 import DeepLesionMapper

@@ -21,9 +21,7 @@ import os
 import shlex
 import statistics
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable
 from datetime import date
 from math import prod
 from pathlib import Path
@@ -32,9 +30,9 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
 from tabulate import tabulate
+from timing import time_alternating
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from a3d_det2 import add_a3d_config
 from a3d_det2.layers import FUSION_CONVS
@@ -116,22 +114,6 @@ def count(cfg: CfgNode, size: int) -> dict[str, float]:
         "convolution_gmacs": convolution / 2,
         "mixing_gmacs": mixing / 2,
     }
-
-
-def time_alternating(steps: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
-    """Run each step once to warm up, then ``repeat`` rounds of all; seconds per step and round."""
-    seconds = defaultdict(list)
-    for round_ in tqdm(range(repeat + 1), desc="rounds", leave=False):
-        for name, step in steps.items():
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if round_ > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return dict(seconds)
 
 
 def without_fusion(cfg: CfgNode) -> CfgNode:

@@ -44,6 +44,7 @@ def is_fast(x: Tensor, norms: Sequence[nn.Module], others: Sequence[nn.Module] =
     and nobody looks at what the modules take and give."""
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and kernel_for(x) is not None
         and all(is_affine(norm) for norm in norms)
         and not any(has_hooks(module) for module in others)

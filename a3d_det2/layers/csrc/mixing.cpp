@@ -13,8 +13,8 @@
 #include <type_traits>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
+#ifdef __AVX__
+#include <immintrin.h>
 #endif
 
 // The tiles are fast when their loops are unrolled and their sizes known, which the compiler does not do by itself.
@@ -69,6 +69,15 @@ INLINE V load(const bfloat16* from, int lanes) {
   return v;
 }
 
+template <class V>
+INLINE ShortVector rounded(V v) {
+  UintVector wide;
+  std::memcpy(&wide, &v, sizeof wide);
+  const UintVector even = wide + 0x7fff + ((wide >> 16) & 1);  // to nearest, ties to even
+  const UintVector nan = (wide >> 16) | 0x40;                  // rounding must not turn it into an infinity
+  return __builtin_convertvector((wide & 0x7fffffff) > 0x7f800000 ? nan : even >> 16, ShortVector);
+}
+
 template <class V, class T>
 INLINE void store(T* to, V v, int lanes) {
   if (lanes == int(sizeof(V) / sizeof(T)))
@@ -78,16 +87,44 @@ INLINE void store(T* to, V v, int lanes) {
 }
 template <class V>
 INLINE void store(bfloat16* to, V v, int lanes) {
-  UintVector wide;
-  std::memcpy(&wide, &v, sizeof wide);
-  UintVector rounded = wide + 0x7fff + ((wide >> 16) & 1);  // to nearest, ties to even
-  UintVector nan = (wide >> 16) | 0x40;                     // rounding must not turn it into an infinity
-  rounded = (wide & 0x7fffffff) > 0x7f800000 ? nan : rounded >> 16;
-  ShortVector half = __builtin_convertvector(rounded, ShortVector);
+  const ShortVector half = rounded(v);
   if (lanes == LANES<bfloat16>)
     std::memcpy(to, &half, sizeof half);
   else
     for (int i = 0; i < lanes; ++i) to[i].bits = half[i];
+}
+
+// Past the cache: what is written is not read first, as it otherwise would be. `to` must be a multiple of a vector.
+template <class V, class T>
+INLINE void stream(T* to, V v) {
+#if defined(__AVX512F__)
+  __m512i all;
+  std::memcpy(&all, &v, sizeof all);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), all);
+#elif defined(__AVX__)
+  __m256i half[2];
+  std::memcpy(half, &v, sizeof half);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), half[0]);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to) + 1, half[1]);
+#else
+  store(to, v, int(sizeof(V) / sizeof(T)));
+#endif
+}
+template <class V>
+INLINE void stream(bfloat16* to, V v) {
+#ifdef __AVX__
+  const ShortVector half = rounded(v);
+  __m256i all;
+  std::memcpy(&all, &half, sizeof all);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), all);
+#else
+  store(to, v, LANES<bfloat16>);
+#endif
+}
+INLINE void end_of_stream() {
+#ifdef __AVX__
+  _mm_sfence();
+#endif
 }
 
 // A NaN stays one, as in PyTorch's ReLU.
@@ -100,6 +137,15 @@ struct Strides {  // in elements; that of the lanes is 1
   int64_t n, d, row;
 };
 
+// Whether to stream a tensor that is written: it is too large for the cache, and every vector of it is aligned.
+template <class T>
+bool streamable(const T* to, Strides s, int64_t values, int64_t lanes) {
+  constexpr int64_t LARGE = 16 << 20, VECTOR = LANES<T> * sizeof(T);
+  auto aligned = [](int64_t bytes) { return bytes % VECTOR == 0; };
+  return values * int64_t(sizeof(T)) >= LARGE && aligned(reinterpret_cast<intptr_t>(to)) && lanes % LANES<T> == 0 &&
+         aligned(s.n * sizeof(T)) && aligned(s.d * sizeof(T)) && aligned(s.row * sizeof(T));
+}
+
 struct Problem {
   int64_t batch, slices, rows, lanes, channels;
   const void* weight;  // (slices, slices, channels), or null for none
@@ -107,6 +153,8 @@ struct Problem {
   const void* scale;   // (channels), or null for neither scale, shift nor ReLU
   const void* shift;
 };
+
+int64_t values(const Problem& p) { return p.batch * p.slices * p.rows * p.lanes; }
 
 // The coefficients of a sample, in the order in which the tiles need them: per block of channels (channels_last) or per
 // channel (planes) first the weight (slices x slices), then scale and shift.
@@ -152,8 +200,8 @@ struct Place {
 constexpr int MAX_SLICES = 32, TILE = 4;
 
 template <class T, int SLICES, bool PLANES>
-INLINE void forward_tile(const Problem& p, Place<const T> x, Place<T> y, const typename Compute<T>::Scalar* block,
-                         int count, int lanes) {
+INLINE void forward_tile(const Problem& p, Place<const T> x, Place<T> y, bool streaming,
+                         const typename Compute<T>::Scalar* block, int count, int lanes) {
   using V = typename Compute<T>::Vector;
   using C = Coefficients<T, PLANES>;
   const int64_t D = SLICES ? SLICES : p.slices;
@@ -178,7 +226,10 @@ INLINE void forward_tile(const Problem& p, Place<const T> x, Place<T> y, const t
       for (int j = 0; j < count; ++j) sum[j] = z[k][j];
     }
     UNROLL
-    for (int j = 0; j < count; ++j) store(y.at + k * y.d + j * y.step, sum[j], lanes);
+    for (int j = 0; j < count; ++j) {
+      T* to = y.at + k * y.d + j * y.step;
+      streaming ? stream(to, sum[j]) : store(to, sum[j], lanes);
+    }
   }
 }
 
@@ -186,7 +237,7 @@ INLINE void forward_tile(const Problem& p, Place<const T> x, Place<T> y, const t
 template <class T, bool PLANES>
 __attribute__((noinline)) void partial_forward_tile(const Problem& p, Place<const T> x, Place<T> y,
                                                     const typename Compute<T>::Scalar* block, int count, int lanes) {
-  forward_tile<T, 0, PLANES>(p, x, y, block, count, lanes);
+  forward_tile<T, 0, PLANES>(p, x, y, false, block, count, lanes);
 }
 
 // Calls tile(row, lane, count, lanes) for all tiles of rows [first, last) of sample n: with channels_last they are
@@ -215,6 +266,7 @@ void forward(const Problem& p, const T* x, Strides xs, T* y, Strides ys) {
   const int64_t chunk = PLANES ? 1 : 64, chunks = (p.rows + chunk - 1) / chunk;
   std::vector<Coefficients<T, PLANES>> coefficients;
   for (int64_t n = 0; n < (p.weight_n ? p.batch : 1); ++n) coefficients.emplace_back(p, n);
+  const bool streaming = static_cast<const T*>(y) != x && streamable(y, ys, values(p), p.lanes);
 #pragma omp parallel for collapse(2) schedule(static)
   for (int64_t n = 0; n < p.batch; ++n)
     for (int64_t i = 0; i < chunks; ++i) {
@@ -225,17 +277,18 @@ void forward(const Problem& p, const T* x, Strides xs, T* y, Strides ys) {
                              Place<T> to{y + n * ys.n + row * ys.row + lane, ys.d, PLANES ? L : ys.row};
                              const auto* block = coefficient.block(PLANES ? row : lane / L);
                              if (count == TILE && lanes == L)
-                               forward_tile<T, SLICES, PLANES>(p, from, to, block, TILE, L);
+                               forward_tile<T, SLICES, PLANES>(p, from, to, streaming, block, TILE, L);
                              else
                                partial_forward_tile<T, PLANES>(p, from, to, block, count, lanes);
                            });
+      end_of_stream();
     }
 }
 
 // The gradients with respect to the coefficients are summed in the order of Coefficients.
 template <class T, int SLICES, bool PLANES>
 INLINE void backward_tile(const Problem& p, Place<const T> x, Place<const T> grad_y, Place<T> grad_x, bool accumulate,
-                          const typename Compute<T>::Scalar* block, typename Compute<T>::Vector* sums, int count,
+                          bool streaming, const typename Compute<T>::Scalar* block, typename Compute<T>::Vector* sums, int count,
                           int lanes) {
   using V = typename Compute<T>::Vector;
   using C = Coefficients<T, PLANES>;
@@ -276,7 +329,7 @@ INLINE void backward_tile(const Problem& p, Place<const T> x, Place<const T> gra
         grad[j] *= scale;
       }
       if (accumulate) grad[j] += load<V>(const_cast<const T*>(to), lanes);
-      store(to, grad[j], lanes);
+      streaming ? stream(to, grad[j]) : store(to, grad[j], lanes);
     }
   }
   sums[D * D] += grad_scale;
@@ -288,7 +341,7 @@ __attribute__((noinline)) void partial_backward_tile(const Problem& p, Place<con
                                                      Place<T> grad_x, bool accumulate,
                                                      const typename Compute<T>::Scalar* block,
                                                      typename Compute<T>::Vector* sums, int count, int lanes) {
-  backward_tile<T, 0, PLANES>(p, x, grad_y, grad_x, accumulate, block, sums, count, lanes);
+  backward_tile<T, 0, PLANES>(p, x, grad_y, grad_x, accumulate, false, block, sums, count, lanes);
 }
 
 template <class T, int SLICES, bool PLANES>
@@ -300,6 +353,7 @@ void backward(const Problem& p, const T* x, Strides xs, const T* grad_y, Strides
   const int64_t per_block = p.slices * p.slices + 2, blocks = PLANES ? 1 : (p.channels + L - 1) / L;
   std::vector<Coefficients<T, PLANES>> coefficients;
   for (int64_t n = 0; n < (p.weight_n ? p.batch : 1); ++n) coefficients.emplace_back(p, n);
+  const bool streaming = !accumulate && streamable(grad_x, os, values(p), p.lanes);
 #pragma omp parallel
   {
     // Sums in the precision of the tiles over one chunk only, so that they stay accurate over any number of pixels.
@@ -319,10 +373,11 @@ void backward(const Problem& p, const T* x, Strides xs, const T* grad_y, Strides
               const auto* block = coefficient.block(PLANES ? row : lane / L);
               V* sum = &sums[PLANES ? 0 : lane / L * per_block];
               if (count == TILE && lanes == L)
-                backward_tile<T, SLICES, PLANES>(p, from, grad, to, accumulate, block, sum, TILE, L);
+                backward_tile<T, SLICES, PLANES>(p, from, grad, to, accumulate, streaming, block, sum, TILE, L);
               else
                 partial_backward_tile<T, PLANES>(p, from, grad, to, accumulate, block, sum, count, lanes);
             });
+        end_of_stream();
         for (int64_t j = 0; j < per_block; ++j)
           if (PLANES) {
             for (int lane = 0; lane < L; ++lane) totals[j * p.channels + i] += sums[j][lane];
