@@ -46,7 +46,7 @@ def add_a3d_config(cfg: CfgNode) -> None:
     # How the three input channels of ImageNet's first conv become the grey one: "middle" (published) or "sum" (exact).
     _C.MODEL.A3D.STEM_WEIGHTS = "middle"
 
-    # What the DenseNet trunk's blocks keep for the backward: "" everything; "layer" what each layer adds and "block" their
+    # What the DenseNet blocks keep for the backward: "" everything; "layer" what each layer adds and "block" their
     # inputs only, which spares memory and computes the rest once more.
     _C.MODEL.A3D.CHECKPOINTING = ""
     # Let torch.compile compile the DenseNet trunk, which takes minutes at the first images and, for new sizes, again.

@@ -41,6 +41,7 @@ if triton is not None:
         blocks = tl.cdiv(rows, ROWS) * lane_blocks
         pid = tl.program_id(0).to(tl.int64)
         n, block = pid // blocks, pid % blocks
+        zero = pid * 0  # in 64 bits, which a slice's offset may need
         row = (block // lane_blocks * ROWS + tl.arange(0, ROWS))[:, None]
         lane = (block % lane_blocks * LANES + tl.arange(0, LANES))[None, :]
         inside = (row < rows) & (lane < lanes)
@@ -50,7 +51,7 @@ if triton is not None:
             offset = tl.load(shift + channel, mask=known, other=0.0)
         z = ()
         for d in tl.static_range(SLICES):
-            value = tl.load(x + n * x_n + d * x_d + row * x_row + lane, mask=inside, other=0.0).to(COMPUTE)
+            value = tl.load(x + n * x_n + (zero + d) * x_d + row * x_row + lane, mask=inside, other=0.0).to(COMPUTE)
             if AFFINE:
                 value = value * factor + offset
                 value = tl.where(value < 0, 0.0, value).to(COMPUTE)  # a NaN stays one
@@ -62,10 +63,10 @@ if triton is not None:
                 for d in tl.static_range(SLICES):
                     at = weight + n * weight_n + (d * SLICES + k) * channels + channel
                     total += tl.load(at, mask=known, other=0.0) * z[d]
-                tl.store(at_y + k * y_d, total.to(y.dtype.element_ty), mask=inside)
+                tl.store(at_y + (zero + k) * y_d, total.to(y.dtype.element_ty), mask=inside)
         else:
             for k in tl.static_range(SLICES):
-                tl.store(at_y + k * y_d, z[k].to(y.dtype.element_ty), mask=inside)
+                tl.store(at_y + (zero + k) * y_d, z[k].to(y.dtype.element_ty), mask=inside)
 
     @triton.jit
     def mix_backward_kernel(
@@ -86,6 +87,7 @@ if triton is not None:
         block, rest = rest % across, rest // across
         chunk, n = rest % chunks, rest // chunks
         first_d = group * GROUP
+        zero = pid * 0  # in 64 bits, which a slice's offset may need
         in_rows, in_lanes = tl.arange(0, ROWS)[:, None], tl.arange(0, LANES)[None, :]
         channel = block * ROWS + in_rows if PLANES else block * LANES + in_lanes
         known = channel < channels
@@ -106,7 +108,7 @@ if triton is not None:
             inside = (row < rows) & (lane < lanes)
             grads = ()
             for k in tl.static_range(SLICES):
-                at = grad_y + n * g_n + k * g_d + row * g_row + lane
+                at = grad_y + n * g_n + (zero + k) * g_d + row * g_row + lane
                 grads = grads + (tl.load(at, mask=inside, other=0.0).to(COMPUTE),)
             summed = ()
             for i in tl.static_range(GROUP):
@@ -166,6 +168,11 @@ def _weight_n(weight: Tensor | None) -> int:
     return weight[0].numel() if weight is not None and weight.dim() == 4 else 0
 
 
+def group_size(slices: int) -> int:
+    """How many input slices a program of the backward takes: so many that its sums fit into its registers."""
+    return max(size for size in range(1, max(1, 64 // slices) + 1) if slices % size == 0)
+
+
 def mix(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None, out: Tensor) -> None:
     """Write :func:`mix_slices` to ``out``, of the shape and dtype of ``x`` and with the same dimension side by side; it
     may be ``x`` itself."""
@@ -207,9 +214,7 @@ def mix_backward(
     planes, rows, lanes = rows_and_lanes(x)
     pixel_block = _power_of_2_up_to(lanes if planes else rows, 256 if planes else 4)
     channel_block = _power_of_2_up_to(channels, max(1, 256 // pixel_block) if planes else 64)
-    # So many sums as fit into the registers of a program; without mixing there are none.
-    groups_of = [size for size in range(1, max(1, 64 // slices) + 1) if slices % size == 0]
-    group = slices if weight is None else groups_of[-1]
+    group = slices if weight is None else group_size(slices)
     tiles, across = triton.cdiv(lanes if planes else rows, pixel_block), triton.cdiv(channels, channel_block)
     groups = slices // group
     chunks = max(1, min(tiles, PROGRAMS // max(1, batch * across * groups)))
