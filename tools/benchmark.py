@@ -53,7 +53,8 @@ def algorithm_1(conv: nn.Module, x: Tensor) -> Tensor:
     """Algorithm 1 of the A3D paper, (N, C, D, H, W) -> (N, C_out, D, H', W')."""
     if hasattr(conv, "fusion_weight"):
         x = torch.einsum("bcdhw,dkc->bckhw", x, conv.fusion_weight)
-    return F.conv3d(x, conv.weight.unsqueeze(2), conv.bias, (1, *conv.stride), (0, *conv.padding))
+    weight = conv.weight.contiguous().unsqueeze(2)  # ours is channels_last, and would make the result so
+    return F.conv3d(x, weight, conv.bias, (1, *conv.stride), (0, *conv.padding))
 
 
 class Published(nn.Module):

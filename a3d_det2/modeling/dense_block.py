@@ -151,10 +151,12 @@ def _training(
     count = x.numel() // x.shape[1]
     seen, mean, var = _Begin.apply(x, x.shape[1] + sum(layer.conv2.out_channels for layer in layers))
     parts = []
+    trains = any(layer.norm1.training for layer in layers)
     for layer in layers:
         statistics = None
-        if layer.norm1.training:
+        if trains:
             parts.append(over_batch(norm, mean, var, count))
+        if layer.norm1.training:
             statistics = Statistics.cat(parts)
             updates.append((layer.norm1, statistics))
         arguments = (layer, seen, thickness, *coefficients(layer.norm1, statistics))

@@ -118,8 +118,9 @@ class Transition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or self.norm.training:
             return self._forward(x)
-        parts = [self._forward(x[:, :, :, rows]) for rows in stripes(x, x.shape[1], multiple=2)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+        pairs = x[:, :, :, : x.shape[3] // 2 * 2]  # of rows; what is left over is in no pool
+        parts = [self._forward(pairs[:, :, :, rows]) for rows in stripes(pairs, x.shape[1], multiple=2)]
+        return torch.cat(parts, dim=3) if len(parts) > 1 else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         return pool_slices(self.pool, self.conv(norm_relu(self.norm, x, overwrite=False)))
@@ -188,6 +189,9 @@ class DenseNet3D(nn.Module):
             if isinstance(module, FusionConv):
                 kernel = torch.empty(module.out_channels, module.in_channels, *module.kernel_size)
                 module.weight.data.copy_(module.from_2d(nn.init.kaiming_normal_(kernel)))
+                # As the images, or every convolution would begin with a copy of its kernel.
+                last = torch.channels_last if module.weight.dim() == 4 else torch.channels_last_3d
+                module.weight.data = module.weight.data.contiguous(memory_format=last)
 
     def forward(self, x: Tensor, thickness: Tensor | None = None) -> dict[str, Tensor]:
         """

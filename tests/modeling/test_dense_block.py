@@ -1,0 +1,201 @@
+"""The fast dense blocks against the plain ones, in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from a3d_det2.layers import FUSION_CONVS, cpu_kernel
+from a3d_det2.layers.mixing import plain_mixing
+from a3d_det2.modeling import DenseNet3D, dense_block
+
+pytestmark = pytest.mark.skipif(cpu_kernel.unavailable() is not None, reason=str(cpu_kernel.unavailable()))
+
+SMALL = {"block_config": (2, 3), "growth_rate": 5, "num_init_features": 6, "bn_size": 2}
+
+
+def trunk(op: str, **options) -> DenseNet3D:
+    torch.manual_seed(0)
+    net = DenseNet3D(op, 5, **{**SMALL, **options}).double()
+    for name, tensor in [*net.named_buffers(), *net.named_parameters()]:
+        if "running_var" in name:
+            tensor.uniform_(0.5, 2)
+        elif "running_mean" in name or ("norm" in name and tensor.is_floating_point()):
+            nn.init.normal_(tensor)
+    return net
+
+
+def results(net: DenseNet3D, gradients: bool = True) -> dict[str, torch.Tensor]:
+    """Everything that a forward and backward gives or changes."""
+    torch.manual_seed(1)
+    x = torch.randn(2, 1, 5, 36, 20, dtype=torch.double, requires_grad=gradients)
+    thickness = torch.tensor([1.0, 5.0], dtype=torch.double)
+    net.zero_grad()
+    found = {}
+    with torch.set_grad_enabled(gradients):
+        outputs = net(x, thickness)
+        if gradients:
+            sum((y * torch.randn(y.shape, dtype=y.dtype)).sum() for y in outputs.values()).backward()
+            found["image"] = x.grad
+            found |= {f"gradient of {name}": p.grad for name, p in net.named_parameters() if p.grad is not None}
+    found |= {name: y.detach() for name, y in outputs.items()}
+    return {**found, **{f"buffer {name}": buffer.clone() for name, buffer in net.named_buffers()}}
+
+
+def assert_same(net: DenseNet3D, gradients: bool = True) -> None:
+    other = copy.deepcopy(net)
+    got = results(net, gradients)
+    with plain_mixing():
+        expected = results(other, gradients)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-10 * float(value.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("checkpointing", dense_block.CHECKPOINTS)
+@pytest.mark.parametrize("op", FUSION_CONVS)
+def test_training_as_plain(op, checkpointing):
+    assert_same(trunk(op, checkpointing=checkpointing))
+
+
+@pytest.mark.parametrize("op", FUSION_CONVS)
+def test_inference_as_plain(op, monkeypatch):
+    monkeypatch.setattr(dense_block, "STRIPE_BYTES", 4096)  # several stripes, the last one smaller
+    net = trunk(op).eval()
+    assert len(dense_block.stripes(torch.empty(2, 6, 5, 9, 5, dtype=torch.double), 6)) > 2
+    assert_same(net, gradients=False)
+    assert_same(net, gradients=True)  # norms do not train, the rest does
+    assert_same(net.train(), gradients=False)
+
+
+def test_thickness_aware():
+    for checkpointing in dense_block.CHECKPOINTS:
+        assert_same(trunk("a3d", thickness_aware=True, checkpointing=checkpointing))
+    assert_same(trunk("a3d", thickness_aware=True).eval(), gradients=False)
+
+
+def test_frozen_parts():
+    net = trunk("a3d")
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_("denselayer2" in name)
+    net.denseblock1.denselayer1.norm1.eval()
+    net.denseblock2.denselayer2.norm2.eval()
+    assert_same(net)
+
+
+def test_other_norms_and_hooks_take_the_plain_path():
+    net = trunk("a3d", norm=lambda channels: nn.GroupNorm(1, channels), checkpointing="layer")
+    assert_same(net)
+    net, seen = trunk("a3d"), []
+    net.denseblock1.denselayer2.conv1.register_forward_hook(lambda module, args, y: seen.append(y))
+    assert_same(net)
+    assert len(seen) == 2
+
+
+def test_backward_twice_and_no_second_derivatives():
+    net = trunk("a3d")
+    x = torch.randn(1, 1, 5, 16, 16, dtype=torch.double, requires_grad=True)
+    loss = net(x)["dense2"].square().sum()
+    first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_outputs_are_not_written_to_and_the_input_neither():
+    net = trunk("a3d").eval()
+    x = torch.randn(1, 1, 5, 16, 16, dtype=torch.double)
+    kept = x.clone()
+    with torch.no_grad():
+        first = net(x)
+        copies = {name: y.clone() for name, y in first.items()}
+        net(x + 1)
+    assert torch.equal(x, kept)
+    assert all(torch.equal(first[name], y) for name, y in copies.items())
+
+
+def test_gradient_of_an_output_is_not_changed():
+    net = trunk("none")
+    y = net(torch.randn(1, 1, 5, 16, 16, dtype=torch.double))["dense2"]
+    gradient = torch.randn_like(y)
+    kept = gradient.clone()
+    y.backward(gradient)
+    assert torch.equal(gradient, kept)
+
+
+def saved_bytes(checkpointing: str) -> int:
+    """What one forward keeps for its backward, each memory once."""
+    net = DenseNet3D("a3d", 5, block_config=(6, 6), checkpointing=checkpointing)
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = net(torch.randn(1, 1, 5, 64, 64))
+    assert outputs
+    return sum(kept.values())
+
+
+def test_checkpointing_keeps_less():
+    everything, layer, block = map(saved_bytes, dense_block.CHECKPOINTS)
+    assert layer < 0.5 * everything
+    assert block < 0.5 * everything  # not less than "layer": the block's output is kept, in which all layers' are
+    with plain_mixing():
+        everything, layer, block = map(saved_bytes, dense_block.CHECKPOINTS)
+        assert layer < 0.7 * everything
+        assert block < 0.7 * layer
+
+
+def test_unknown_checkpointing():
+    with pytest.raises(ValueError, match="Unknown checkpointing 'all'"):
+        DenseNet3D("a3d", 3, checkpointing="all")
+
+
+@pytest.mark.parametrize("op", ["none", "a3d"])
+def test_no_hidden_copies(op):
+    """Each layer's new channels are copied once, into the block, and each block's input; nothing else is."""
+    net = DenseNet3D(op, 3).eval()
+    x = torch.randn(1, 1, 3, 64, 64)
+
+    layers, blocks = 6 + 12 + 24, 3
+    for gradients in (False, True):
+        with (
+            torch.set_grad_enabled(gradients),
+            profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled,
+        ):
+            net.train(gradients)(x)
+        images = [event for event in profiled.events() if any(len(shape) >= 4 for shape in event.input_shapes)]
+        copies = [event for event in images if event.name == "aten::copy_"]
+        assert len(copies) == layers + blocks, [event.input_shapes for event in copies]
+        names = {event.name for event in images}
+        assert not {"aten::clone", "aten::_to_copy", "aten::cat", "aten::einsum"} & names
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_traced_by_torch_jit_is_the_plain_path():
+    net = DenseNet3D("a3d", 3, **SMALL).eval()
+    x = torch.randn(1, 1, 3, 32, 32)
+    with torch.no_grad():
+        traced = torch.jit.trace(net, x, strict=False, check_trace=False)
+        torch.testing.assert_close(traced(x + 1), net(x + 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor():
+    net = DenseNet3D("a3d", 3, block_config=(2,), growth_rate=8, num_init_features=8)
+    compiled = copy.deepcopy(net)
+    compiled.compile()
+    assert compiled.state_dict().keys() == net.state_dict().keys()
+    x = torch.randn(1, 1, 3, 32, 32)
+    for module in (net, compiled):
+        module(x)["dense1"].square().sum().backward()
+    for (name, a), b in zip(net.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3 * float(a.grad.abs().max()), msg=name)
