@@ -1,7 +1,7 @@
-"""The two ways in which (N, C, D, H, W) may lie in memory for the kernels of the mixing step, without a copy."""
+"""How (N, C, D, H, W) lies in memory: the two ways that the kernels of the mixing step take without a copy."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -59,3 +59,9 @@ def strides(x: Tensor, planes: bool) -> tuple[int, int, int]:
     if planes:
         return x.stride(0), x.stride(2), x.stride(1)
     return x.stride(0), x.stride(2), x.stride(4) if x.shape[4] > 1 else x.stride(3)
+
+
+def channels_last_kernel(conv: nn.Module) -> None:
+    """Lay out the kernel of a convolution as its images, or its every call would begin with a copy of it."""
+    last = torch.channels_last if conv.weight.dim() == 4 else torch.channels_last_3d
+    conv.weight.data = conv.weight.data.contiguous(memory_format=last)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..layers import FusionConv, SliceConv, build_fusion_conv
 from ..layers.fusion_conv import fold_slices, unfold_slices
+from ..layers.memory_format import channels_last_kernel
 from .dense_block import CHECKPOINTS, dense_block, is_fast, norm_relu, recomputed, stripes
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -189,9 +190,7 @@ class DenseNet3D(nn.Module):
             if isinstance(module, FusionConv):
                 kernel = torch.empty(module.out_channels, module.in_channels, *module.kernel_size)
                 module.weight.data.copy_(module.from_2d(nn.init.kaiming_normal_(kernel)))
-                # As the images, or every convolution would begin with a copy of its kernel.
-                last = torch.channels_last if module.weight.dim() == 4 else torch.channels_last_3d
-                module.weight.data = module.weight.data.contiguous(memory_format=last)
+                channels_last_kernel(module)
 
     def forward(self, x: Tensor, thickness: Tensor | None = None) -> dict[str, Tensor]:
         """
@@ -222,6 +221,7 @@ class SliceSqueeze(nn.Conv3d):
 
     def __init__(self, channels: int, num_slices: int):
         super().__init__(channels, channels, (num_slices, 1, 1), bias=False)
+        channels_last_kernel(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).squeeze(2)
