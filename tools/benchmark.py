@@ -45,6 +45,7 @@ from a3d_det2.layers.mixing import mix_slices
 from a3d_det2.modeling import DenseNet3D
 
 REPO = Path(__file__).resolve().parents[1]
+WHAT = ("operator", "trunk", "detector", "growth")
 KINDS = ("inference", "training")
 OPERATOR_SHAPES = ((256, 64), (128, 128), (992, 32))  # channels and height = width, as in the three dense blocks
 
@@ -322,15 +323,21 @@ def network_table(results: list[dict]) -> str:
     return tabulate(rows, headers, "github", disable_numparse=True)
 
 
-def write_page(path: str, results: dict, plot: str) -> None:
-    """The page's measured part, between the markers; what is written around them stays."""
-    begin, end = "<!-- measured -->\n", "<!-- end of what was measured -->\n"
+def read_page(path: str) -> tuple[str, str]:
+    """What stands in a page before and after the measured part, with the markers."""
     page = Path(path)
+    begin, end = "<!-- measured -->\n", "<!-- end of what was measured -->\n"
     text = page.read_text() if page.is_file() else f"# Performance\n\n{begin}{end}"
     before, found, rest = text.partition(begin)
     _, ended, after = rest.partition(end)
     if not found or not ended:
         raise SystemExit(f"{path}: expected the lines {begin.strip()} and {end.strip()}, between which to write.")
+    return before + begin, end + after
+
+
+def write_page(path: str, results: dict, plot: str) -> None:
+    """Write the measured part of a page; what stands around it stays."""
+    before, after = read_page(path)
     parts = [
         f"`{results['command']}`,\n{results['date']}, {results['machine']}. Medians of {results['repeat']} rounds, and "
         "the least and most.",
@@ -342,13 +349,13 @@ def write_page(path: str, results: dict, plot: str) -> None:
     ]
     if results["growth"]:
         parts += ["## How it grows", f"![Time and memory of the trunk]({Path(plot).name})"]
-    page.write_text(before + begin + "\n" + "\n\n".join(parts) + "\n\n" + end + after)
+    Path(path).write_text(before + "\n" + "\n\n".join(parts) + "\n\n" + after)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--what", nargs="+", default=["operator", "trunk", "detector", "growth"])
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="default: all")
     parser.add_argument("--slices", type=int, nargs="+", default=[3, 7])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, default=512, help="height and width (default %(default)s)")
@@ -359,6 +366,8 @@ def main() -> None:
     parser.add_argument("--json", help="write all numbers to this file")
     parser.add_argument("--page", help="write the tables into this Markdown file, and a plot beside it")
     args = parser.parse_args()
+    if args.page:
+        read_page(args.page)  # an error now rather than after all measurements
     amp = getattr(torch, args.amp) if args.amp else torch.get_autocast_dtype(args.device)
     if args.device == "cuda":
         name = torch.cuda.get_device_name()

@@ -12,6 +12,7 @@ from torch import nn
 
 from a3d_det2 import add_a3d_config
 from a3d_det2.layers import A3DConv, AlignShiftConv
+from a3d_det2.modeling.densenet import DenseBlock
 
 
 def small_cfg(name="build_a3d_densenet_backbone", **a3d):
@@ -138,3 +139,13 @@ def test_resampling_that_does_not_suit_the_operator_is_named(operator, resamplin
     with caplog.at_level(logging.WARNING, logger="a3d_det2"):
         build_backbone(cfg)
     assert (f"OPERATOR is '{operator}' and INPUT.RESAMPLING '{resampling}'" in caplog.text) == warns
+
+
+def test_checkpointing_and_compilation_come_from_the_config():
+    plain, other = build_backbone(small_cfg()), build_backbone(small_cfg(CHECKPOINTING="layer", COMPILE=True))
+    assert {block.checkpointing for block in plain.modules() if isinstance(block, DenseBlock)} == {""}
+    assert {block.checkpointing for block in other.modules() if isinstance(block, DenseBlock)} == {"layer"}
+    assert (plain.trunk._compiled_call_impl is None, other.trunk._compiled_call_impl is None) == (True, False)
+    assert plain.state_dict().keys() == other.state_dict().keys()
+    with pytest.raises(ValueError, match="Unknown checkpointing 'Layer'. Choose one of"):
+        build_backbone(small_cfg(CHECKPOINTING="Layer"))
