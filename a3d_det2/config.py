@@ -14,7 +14,9 @@ def amp_dtype(cfg: CfgNode, device_type: str) -> torch.dtype:
     if not name:
         return torch.get_autocast_dtype(device_type)
     if name not in AMP_DTYPES:
-        raise ValueError(f"Unknown SOLVER.AMP.DTYPE {name!r}. Choose one of {', '.join(AMP_DTYPES)}, or '' for either.")
+        raise ValueError(
+            f"Unknown SOLVER.AMP.DTYPE {name!r}. Choose one of {', '.join(AMP_DTYPES)}, or '' for torch's own."
+        )
     return AMP_DTYPES[name]
 
 

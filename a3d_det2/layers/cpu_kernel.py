@@ -37,8 +37,8 @@ def _load() -> ctypes.CDLL | str:
     found = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
     if not found:
         return (
-            f"{folder / name}{EXTENSION_SUFFIXES[0]} is not there. It is compiled by the installation of a3d_det2, "
-            "with a C++ compiler"
+            f"{folder / name}{EXTENSION_SUFFIXES[0]} is not there. The installation of a3d_det2 compiles it where "
+            "there is a C++ compiler, on x86 for processors with AVX2 or AVX-512"
         )
     try:
         library = ctypes.CDLL(str(found[0]))
@@ -64,9 +64,9 @@ def unavailable() -> str | None:
 def mix(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None, out: Tensor) -> None:
     """Write :func:`mix_slices` to ``out``, of the shape and dtype of ``x`` and with the same dimension side by side; it
     may be ``x`` itself."""
-    check_same(x, out)
     if x.numel() == 0:
         return
+    check_same(x, out)
     planes, problem, kept = _problem(x, weight, scale, shift)
     _library.a3d_mix(
         DTYPES[x.dtype],
@@ -96,10 +96,10 @@ def mix_backward(
         the gradients with respect to weight, scale and shift; empty tensors for those that are None.
     """
     batch, channels, slices = x.shape[:3]
-    check_same(x, grad, grad_x)
     each = batch if weight is not None and weight.dim() == 4 else 1
     sums = torch.zeros(each, slices * slices + 2, channels, dtype=torch.float64)
     if x.numel() > 0:
+        check_same(x, grad, grad_x)
         planes, problem, kept = _problem(x, weight, scale, shift)
         _library.a3d_mix_backward(
             DTYPES[x.dtype],
@@ -132,9 +132,9 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     _library.a3d_statistics(
         DTYPES[x.dtype], planes, ctypes.byref(problem), x.data_ptr(), ctypes.byref(strides_of_x), sums.data_ptr()
     )
-    first, total, squares = sums
+    centre, total, squares = sums
     mean = total * (x.shape[1] / x.numel())
-    return first + mean, (squares * (x.shape[1] / x.numel()) - mean.square()).clamp_(min=0)
+    return centre + mean, (squares * (x.shape[1] / x.numel()) - mean.square()).clamp_(min=0)
 
 
 def _problem(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None):

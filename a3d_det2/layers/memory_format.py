@@ -21,11 +21,21 @@ def side_by_side(x: Tensor) -> Tensor:
     return x if is_channels_last(x) or is_planes(x) else x.contiguous(memory_format=torch.channels_last_3d)
 
 
+def empty_beside(x: Tensor) -> Tensor:
+    """An empty tensor of the shape of ``x`` with the same dimension side by side; in its order of strides if all its
+    values have places of their own in memory."""
+    y = torch.empty_like(x)
+    if is_channels_last(x):
+        batch, channels, *rest = x.shape
+        return y if is_channels_last(y) else x.new_empty(batch, *rest, channels).movedim(-1, 1)
+    return y if is_planes(y) and not is_channels_last(y) else x.new_empty(x.shape)
+
+
 def like(grad: Tensor, x: Tensor) -> Tensor:
     """``grad`` itself or a copy, with the same dimension side by side as ``x``."""
     if is_channels_last(x):
         # contiguous() leaves a tensor of one channel or pixel as it is, whatever its strides.
-        return grad if is_channels_last(grad) else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+        return grad if is_channels_last(grad) else empty_beside(x).copy_(grad)
     return grad if is_planes(grad) else grad.contiguous()
 
 

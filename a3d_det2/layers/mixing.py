@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import cpu_kernel, triton_kernel
-from .memory_format import like, side_by_side
+from .memory_format import empty_beside, like, side_by_side
 
 _enabled = True
 _missing: set[str] = set()  # devices whose missing kernel the log has named
@@ -45,7 +45,8 @@ def mix_slices(
         scale, shift: (C,); None, both, for neither them nor the ReLU.
 
     Returns:
-        (N, C, D, H, W) in the dtype and the order of strides of ``x``.
+        (N, C, D, H, W) in the dtype of ``x``, with the same dimension side by side in memory; channels_last_3d if that
+        is neither channels nor pixels.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -67,7 +68,7 @@ def mix_slices_plain(
             y = torch.relu(y * scale.to(y).view(-1, 1, 1, 1) + shift.to(y).view(-1, 1, 1, 1))
         if weight is not None:
             y = torch.einsum("ncdhw,dkc->nckhw" if weight.dim() == 3 else "ncdhw,ndkc->nckhw", y, weight.to(y))
-        return y.to(x.dtype)
+        return y.to(x.dtype) if y is not x else x.clone()
 
 
 def check_shapes(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> None:
@@ -106,29 +107,32 @@ def kernel_for(x: Tensor) -> ModuleType | None:
     return kernel if x.dtype in kernel.DTYPES and x.shape[2] <= kernel.MAX_SLICES else None
 
 
+def _kernel(x: Tensor) -> ModuleType:
+    return cpu_kernel if x.device.type == "cpu" else triton_kernel
+
+
 def _mix(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    y = torch.empty_like(x)
-    (cpu_kernel if x.device.type == "cpu" else triton_kernel).mix(x, weight, scale, shift, y)
+    y = empty_beside(x)
+    _kernel(x).mix(x, weight, scale, shift, y)
     return y
 
 
 def _mix_backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x = torch.empty_like(x)
-    kernel = cpu_kernel if x.device.type == "cpu" else triton_kernel
-    return grad_x, *kernel.mix_backward(like(grad, x), x, weight, scale, shift, grad_x, accumulate=False)
+    grad_x = empty_beside(x)
+    return grad_x, *_kernel(x).mix_backward(like(grad, x), x, weight, scale, shift, grad_x, accumulate=False)
 
 
 def _mix_meta(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    return torch.empty_like(x)
+    return empty_beside(x)
 
 
 def _mix_backward_meta(
     grad: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     none = x.new_empty(0)
-    return torch.empty_like(x), *(none if t is None else torch.empty_like(t) for t in (weight, scale, shift))
+    return empty_beside(x), *(none if t is None else torch.empty_like(t) for t in (weight, scale, shift))
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -141,15 +145,20 @@ def _autograd(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grads[0], *(None if t is None else g for t, g in zip(coefficients, grads[1:], strict=True))
 
 
-_library = torch.library.Library("a3d_det2", "DEF")
-_library.define("mix(Tensor x, Tensor? weight, Tensor? scale, Tensor? shift) -> Tensor")
-_library.define(
+def _twice(ctx, *grads: Tensor) -> None:
+    raise RuntimeError("The kernels of mix_slices have no second derivatives. Within plain_mixing() there are some.")
+
+
+_operators = torch.library.Library("a3d_det2", "DEF")
+_operators.define("mix(Tensor x, Tensor? weight, Tensor? scale, Tensor? shift) -> Tensor")
+_operators.define(
     "mix_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? scale, Tensor? shift)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 for _device in ("CPU", "CUDA"):
-    _library.impl("mix", _mix, _device)
-    _library.impl("mix_backward", _mix_backward, _device)
-torch.library.register_fake("a3d_det2::mix", _mix_meta, lib=_library)
-torch.library.register_fake("a3d_det2::mix_backward", _mix_backward_meta, lib=_library)
-torch.library.register_autograd("a3d_det2::mix", _autograd, setup_context=_setup_context, lib=_library)
+    _operators.impl("mix", _mix, _device)
+    _operators.impl("mix_backward", _mix_backward, _device)
+torch.library.register_fake("a3d_det2::mix", _mix_meta, lib=_operators)
+torch.library.register_fake("a3d_det2::mix_backward", _mix_backward_meta, lib=_operators)
+torch.library.register_autograd("a3d_det2::mix", _autograd, setup_context=_setup_context, lib=_operators)
+torch.library.register_autograd("a3d_det2::mix_backward", _twice, lib=_operators)

@@ -44,9 +44,9 @@ def is_affine(norm: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    """Whether somebody looks at what ``module`` takes and gives, it alone or all modules."""
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(own) or nn.modules.module._has_any_global_hook()
 
 
 def coefficients(norm: nn.Module, statistics: Statistics | None) -> tuple[Tensor, Tensor]:
@@ -115,17 +115,16 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean.to(dtype), var.to(dtype)
 
 
-def channel_statistics_backward(x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient with respect to ``x`` of what :func:`channel_statistics` gives: factor x + offset.
-
-    Returns:
-        factor and offset, (C, 1, 1, 1) each.
-    """
+def add_channel_statistics_backward(
+    grad: Tensor | float, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor
+) -> Tensor:
+    """``grad`` and the gradient with respect to ``x`` of what :func:`channel_statistics` gives, (N, C, D, H, W)."""
     # d mean / dx = 1 / count and d var / dx = 2 (x - mean) / count.
     each = x.shape[1] / x.numel()
     factor = 2 * each * grad_var
     offset = each * grad_mean - factor * mean
-    return factor.to(x.dtype).view(-1, 1, 1, 1), offset.to(x.dtype).view(-1, 1, 1, 1)
+    # In the precision of the statistics: rounded before it is added, a shift of all pixels would stay one.
+    return torch.addcmul(grad + offset.view(-1, 1, 1, 1), x.to(mean.dtype), factor.view(-1, 1, 1, 1)).to(x.dtype)
 
 
 class _ChannelStatistics(torch.autograd.Function):
@@ -138,6 +137,4 @@ class _ChannelStatistics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
-        x, mean = ctx.saved_tensors
-        factor, offset = channel_statistics_backward(x, mean, grad_mean, grad_var)
-        return torch.addcmul(offset, x, factor)
+        return add_channel_statistics_backward(0.0, *ctx.saved_tensors, grad_mean, grad_var)

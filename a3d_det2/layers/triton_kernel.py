@@ -79,8 +79,8 @@ if triton is not None:
         ROWS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr,
     ):  # fmt: skip
         """A program takes GROUP input slices, one block of channels, and ``steps`` tiles along the pixels, over which
-        it sums the gradients with respect to the coefficients; ``sums`` is (N, chunks, SLICES ** 2 + 2, channels), its
-        last two rows are summed over the groups with atomic additions."""
+        it sums the gradients with respect to the coefficients; ``sums`` is (N, chunks, SLICES ** 2 + 2 GROUPS,
+        channels): those for the weight, then scale and shift of each group."""
         across = tl.cdiv(rows, ROWS) if PLANES else tl.cdiv(lanes, LANES)  # blocks of channels
         pid = tl.program_id(0).to(tl.int64)
         group, rest = pid % GROUPS, pid // GROUPS
@@ -137,7 +137,7 @@ if triton is not None:
                 tl.store(to, grad.to(grad_x.dtype.element_ty), mask=inside)
             if MIX:
                 totals = summed
-        out = sums + (n * chunks + chunk) * (SLICES * SLICES + 2) * channels
+        out = sums + (n * chunks + chunk) * (SLICES * SLICES + 2 * GROUPS) * channels
         at_channel = block * ROWS + tl.arange(0, ROWS) if PLANES else block * LANES + tl.arange(0, LANES)
         valid = at_channel < channels
         if MIX:
@@ -147,9 +147,9 @@ if triton is not None:
                     total = tl.sum(totals[i * SLICES + k], axis=1 if PLANES else 0)
                     tl.store(at, total, mask=valid)
         if AFFINE:
-            at = out + SLICES * SLICES * channels + at_channel
-            tl.atomic_add(at, tl.sum(grad_scale, axis=1 if PLANES else 0), mask=valid)
-            tl.atomic_add(at + channels, tl.sum(grad_shift, axis=1 if PLANES else 0), mask=valid)
+            at = out + (SLICES * SLICES + 2 * group) * channels + at_channel
+            tl.store(at, tl.sum(grad_scale, axis=1 if PLANES else 0), mask=valid)
+            tl.store(at + channels, tl.sum(grad_shift, axis=1 if PLANES else 0), mask=valid)
 
 
 def _power_of_2_up_to(size: int, most: int) -> int:
@@ -176,16 +176,16 @@ def group_size(slices: int) -> int:
 def mix(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None, out: Tensor) -> None:
     """Write :func:`mix_slices` to ``out``, of the shape and dtype of ``x`` and with the same dimension side by side; it
     may be ``x`` itself."""
-    check_same(x, out)
     if x.numel() == 0:
         return
+    check_same(x, out)
     planes, rows, lanes = rows_and_lanes(x)
     compute, dtype = _compute(x)
     weight, scale, shift = _coefficients(dtype, weight, scale, shift)
     lane_block = _power_of_2_up_to(lanes, 512 if planes else 64)
     row_block = _power_of_2_up_to(rows, max(1, 512 // lane_block))
     grid = (len(x) * triton.cdiv(rows, row_block) * triton.cdiv(lanes, lane_block),)
-    with torch.device(x.device):
+    with torch.cuda.device_of(x):  # Triton launches on the current device
         mix_kernel[grid](
             x, out, weight, scale, shift,
             rows, lanes, x.shape[1], _weight_n(weight), *strides(x, planes), *strides(out, planes),
@@ -208,7 +208,8 @@ def mix_backward(
     Returns:
         the gradients with respect to weight, scale and shift; empty tensors for those that are None.
     """
-    check_same(x, grad, grad_x)
+    if x.numel() > 0:
+        check_same(x, grad, grad_x)
     batch, channels, slices = x.shape[:3]
     compute, dtype = _compute(x)
     planes, rows, lanes = rows_and_lanes(x)
@@ -219,23 +220,27 @@ def mix_backward(
     groups = slices // group
     chunks = max(1, min(tiles, PROGRAMS // max(1, batch * across * groups)))
     steps = triton.cdiv(tiles, chunks)
-    sums = torch.zeros(batch, chunks, slices * slices + 2, channels, dtype=dtype, device=x.device)
+    sums = torch.zeros(batch, chunks, slices * slices + 2 * groups, channels, dtype=dtype, device=x.device)
     if x.numel() > 0:
         plain = _coefficients(dtype, weight, scale, shift)
-        mix_backward_kernel[(batch * chunks * across * groups,)](
-            grad, x, *plain, grad_x, sums,
-            rows, lanes, channels, _weight_n(weight),
-            *strides(grad, planes), *strides(x, planes), *strides(grad_x, planes), chunks, steps,
-            SLICES=slices, GROUPS=groups, GROUP=group, MIX=weight is not None, AFFINE=scale is not None, PLANES=planes,
-            ACCUMULATE=accumulate, ROWS=channel_block if planes else pixel_block,
-            LANES=pixel_block if planes else channel_block, COMPUTE=compute, num_warps=8,
-        )  # fmt: skip
-    total = sums.sum(1, dtype=torch.float64)  # (N, D * D + 2, C)
+        with torch.cuda.device_of(x):
+            mix_backward_kernel[(batch * chunks * across * groups,)](
+                grad, x, *plain, grad_x, sums,
+                rows, lanes, channels, _weight_n(weight),
+                *strides(grad, planes), *strides(x, planes), *strides(grad_x, planes), chunks, steps,
+                SLICES=slices, GROUPS=groups, GROUP=group,
+                MIX=weight is not None, AFFINE=scale is not None, PLANES=planes, ACCUMULATE=accumulate,
+                ROWS=channel_block if planes else pixel_block,
+                LANES=pixel_block if planes else channel_block, COMPUTE=compute, num_warps=8,
+            )  # fmt: skip
+    # (N, chunks, D * D + 2 groups, C) -> (N, D * D, C) and (2 groups, C)
+    of_weight, others = sums.sum(1, dtype=torch.float64).split([slices * slices, 2 * groups], dim=1)
+    others = others.sum(0)
     none = x.new_empty(0)
     if weight is not None:
-        grad_weight = (total if weight.dim() == 4 else total.sum(0))[..., :-2, :].reshape(weight.shape).to(weight.dtype)
+        grad_weight = (of_weight if weight.dim() == 4 else of_weight.sum(0)).reshape(weight.shape).to(weight.dtype)
     return (
         none if weight is None else grad_weight,
-        none if scale is None else total[:, -2].sum(0).to(scale.dtype),
-        none if shift is None else total[:, -1].sum(0).to(shift.dtype),
+        none if scale is None else others[0::2].sum(0).to(scale.dtype),
+        none if shift is None else others[1::2].sum(0).to(shift.dtype),
     )

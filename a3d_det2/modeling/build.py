@@ -21,10 +21,15 @@ def build_squeezed_densenet(
         DenseNet trunk and squeeze; the outputs are "dense1", "dense2", ..., or those of ``out_features``.
 
     Raises:
-        ValueError: if NUM_SLICES is even, PIXEL_MEAN has not one entry, OPERATOR, NORM or CHECKPOINTING is unknown, or
-            THICKNESS_AWARE is set for another operator than a3d.
+        ValueError: if NUM_SLICES is even, PIXEL_MEAN has not one entry, OPERATOR, NORM or CHECKPOINTING is unknown,
+            THICKNESS_AWARE is set for another operator than a3d, or both COMPILE and CHECKPOINTING are set.
     """
     num_slices = checked_num_slices(cfg)
+    if cfg.MODEL.A3D.COMPILE and cfg.MODEL.A3D.CHECKPOINTING:
+        raise ValueError(
+            "Expected MODEL.A3D.COMPILE or MODEL.A3D.CHECKPOINTING, not both: torch.compile itself decides what to "
+            f"keep for the backward. Got CHECKPOINTING {cfg.MODEL.A3D.CHECKPOINTING!r} with COMPILE True!"
+        )
     trunk = DenseNet3D(
         cfg.MODEL.A3D.OPERATOR,
         num_slices,

@@ -12,7 +12,7 @@ Parameters, buffers and results are those of the plain path.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..layers import FusionConv
 from ..layers.memory_format import like, side_by_side
 from ..layers.mixing import kernel_for, mix_slices
 from ..layers.norm import (
     Statistics,
+    add_channel_statistics_backward,
     batch_statistics,
     channel_statistics,
-    channel_statistics_backward,
     coefficients,
     has_hooks,
     is_affine,
@@ -39,15 +40,28 @@ CHECKPOINTS = ("", "layer", "block")
 Updates = list[tuple[nn.Module, Statistics]]  # norms, and what their running statistics are to see
 
 
-def is_fast(x: Tensor, norms: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> bool:
-    """Whether what is below may take the place of calling the modules: there is a kernel, the norms are batch norms,
-    and nobody looks at what the modules take and give."""
+def is_fast(x: Tensor, norms: Sequence[nn.Module]) -> bool:
+    """Whether what is below may take the place of calling the norms: there is a kernel, they are batch norms, and
+    nobody looks at each of torch's operations, which the kernel is none of."""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and type(x) is Tensor
+        and x.numel() > 0
         and kernel_for(x) is not None
         and all(is_affine(norm) for norm in norms)
-        and not any(has_hooks(module) for module in others)
+    )
+
+
+def is_fast_block(x: Tensor, layers: Sequence[nn.Module]) -> bool:
+    """Whether :func:`dense_block` may take the place of calling the layers, which are as they were made."""
+    convs = [conv for layer in layers for conv in (layer.conv1, layer.conv2)]
+    return (
+        bool(layers)
+        and is_fast(x, [norm for layer in layers for norm in (layer.norm1, layer.norm2)])
+        and all(isinstance(conv, FusionConv) and "forward" not in vars(conv) for conv in convs)
+        and not any(has_hooks(module) for module in (*layers, *convs))
     )
 
 
@@ -68,7 +82,8 @@ def dense_block(layers: Sequence[nn.Module], x: Tensor, thickness: Tensor | None
         x: (N, C, D, H, W)
         thickness: (N,) in mm, or None.
         checkpointing: where there are gradients, "layer" keeps only what each layer adds, and "block" only ``x``; the
-            rest is computed once more in the backward. "" keeps everything.
+            rest is computed once more in the backward. "" keeps everything. As with torch's ``checkpoint``, parameters
+            that ``functional_call`` puts in the place of the modules' own are not seen by then.
 
     Returns:
         (N, C + new channels, D, H, W), channels_last_3d
@@ -87,29 +102,33 @@ def dense_block(layers: Sequence[nn.Module], x: Tensor, thickness: Tensor | None
     return y
 
 
+class _NothingLearnt:
+    """Within it norms do not change their running statistics; may be entered several times, as each backward does."""
+
+    def __init__(self, norms: Sequence[nn.Module]):
+        self.norms = [norm for norm in norms if getattr(norm, "track_running_stats", False) and norm.training]
+
+    def __enter__(self) -> None:
+        self.momenta = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *error) -> None:
+        for norm, momentum in zip(self.norms, self.momenta, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.sub_(1)
+
+
 def recomputed(function: Callable, norms: Sequence[nn.Module], *args):
     """``function(*args)``, computed once more in the backward, when it leaves the running statistics of the ``norms``
     as they are."""
-
-    @contextmanager
-    def nothing_learnt():
-        tracking = [norm for norm in norms if getattr(norm, "track_running_stats", False) and norm.training]
-        momenta = [norm.momentum for norm in tracking]
-        for norm in tracking:
-            norm.momentum = 0.0
-        try:
-            yield
-        finally:
-            for norm, momentum in zip(tracking, momenta, strict=True):
-                norm.momentum = momentum
-                norm.num_batches_tracked.sub_(1)
 
     return checkpoint(
         function,
         *args,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), nothing_learnt()),
+        context_fn=lambda: (nullcontext(), _NothingLearnt(norms)),
     )
 
 
@@ -137,7 +156,8 @@ def _inference(layers: Sequence[nn.Module], x: Tensor, thickness: Tensor | None)
             mixed = _channels_last(seen, channels)
             kernel.mix(seen, weight_1, *norm_1, mixed)
             to = hidden[:, :, :, rows]
-            kernel.mix(like(layer.conv1.fuse_mixed(mixed, thickness), to), weight_2, *norm_2, to)
+            bottleneck = layer.conv1.fuse_mixed(mixed, thickness).to(to.dtype)  # autocast may have changed it
+            kernel.mix(like(bottleneck, to), weight_2, *norm_2, to)
         new = layer.conv2.fuse_mixed(hidden, thickness)
         block[:, channels : channels + new.shape[1]].copy_(new)
         channels += new.shape[1]
@@ -220,8 +240,7 @@ def _with_statistics(
     """The gradient with respect to ``x`` and that through its statistics, which nobody uses in evaluation mode."""
     if grad_mean is None:
         return grad
-    factor, offset = channel_statistics_backward(x, mean, grad_mean, grad_var)
-    return torch.addcmul(grad + offset, x, factor)
+    return add_channel_statistics_backward(grad, x, mean, grad_mean, grad_var)
 
 
 class _Begin(torch.autograd.Function):
@@ -250,7 +269,8 @@ class _MixSeen(torch.autograd.Function):
     @staticmethod
     def forward(ctx, seen: Tensor, weight: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         mixed = _channels_last(seen, seen.shape[1])
-        kernel_for(seen).mix(seen, weight, scale, shift, mixed)
+        ctx.kernel = kernel_for(seen)
+        ctx.kernel.mix(seen, weight, scale, shift, mixed)
         ctx.save_for_backward(seen, weight, scale, shift)
         return _same_memory(seen, seen.shape[1]), mixed
 
@@ -258,8 +278,7 @@ class _MixSeen(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_seen: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         seen, *coefficients = ctx.saved_tensors
-        kernel = kernel_for(seen)
-        grads = kernel.mix_backward(like(grad, seen), seen, *coefficients, grad_seen, accumulate=True)
+        grads = ctx.kernel.mix_backward(like(grad, seen), seen, *coefficients, grad_seen, accumulate=True)
         return grad_seen, *(None if t is None else g for t, g in zip(coefficients, grads, strict=True))
 
 
@@ -290,9 +309,14 @@ class _End(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, seen: Tensor) -> Tensor:
-        return _same_memory(seen, seen.shape[1])
+        block = _same_memory(seen, seen.shape[1])
+        ctx.save_for_backward(
+            block
+        )  # so that autograd notices when it is overwritten, and what was saved of it with it
+        return block
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
+        _ = ctx.saved_tensors
         return _channels_last(grad, grad.shape[1]).copy_(grad)

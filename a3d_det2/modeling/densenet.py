@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..layers import FusionConv, SliceConv, build_fusion_conv
 from ..layers.fusion_conv import fold_slices, unfold_slices
 from ..layers.memory_format import channels_last_kernel
-from .dense_block import CHECKPOINTS, dense_block, is_fast, norm_relu, recomputed, stripes
+from .dense_block import CHECKPOINTS, dense_block, is_fast_block, norm_relu, recomputed, stripes
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm3d,
@@ -77,10 +77,10 @@ class DenseBlock(nn.ModuleDict):
 
     def forward(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         layers = list(self.values())
-        norms = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
-        if is_fast(x, norms, [part for layer in layers for part in (layer, layer.conv1, layer.conv2)]):
+        if is_fast_block(x, layers):
             return dense_block(layers, x, thickness, self.checkpointing)
         if self.checkpointing == "block" and torch.is_grad_enabled():
+            norms = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
             return recomputed(self._append_all, norms, x, thickness)
         return self._append_all(x, thickness)
 

@@ -2,6 +2,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -71,6 +72,39 @@ def test_gradients(device):
     arguments = inputs((2, 3, 4, 2, 3), "channels_last_3d", torch.double, "own", True, device)
     assert torch.autograd.gradcheck(mix_slices, arguments)
     assert torch.autograd.gradcheck(mix_slices, [arguments[0], arguments[1][0].detach().requires_grad_()])
+
+
+@needs_kernel
+def test_second_derivatives_are_an_error_with_the_kernels_only():
+    x, weight, *_ = inputs((1, 2, 3, 2, 2), "contiguous", torch.double, "shared", False, "cpu")
+    for context in (nullcontext(), plain_mixing()):
+        with context:
+            (first,) = torch.autograd.grad(mix_slices(x, weight).square().sum(), x, create_graph=True)
+            if isinstance(context, nullcontext):
+                with pytest.raises(RuntimeError, match="no second derivatives"):
+                    torch.autograd.grad(first.square().sum(), weight)
+            else:
+                assert torch.autograd.grad(first.square().sum(), weight)[0].any()
+
+
+@needs_kernel
+def test_overlapping_inputs_and_empty_gradients():
+    x = torch.randn(2, 4, 1, 5, 5).to(memory_format=torch.channels_last_3d).expand(-1, -1, 3, -1, -1)
+    weight = torch.randn(3, 3, 4)
+    torch.testing.assert_close(mix_slices(x, weight), mix_slices_plain(x, weight))
+    empty = torch.zeros(0, 4, 3, 5, 5).to(memory_format=torch.channels_last_3d).requires_grad_()
+    mix_slices(empty, weight.requires_grad_()).backward(torch.zeros(0, 4, 3, 5, 5))
+    assert not weight.grad.any()
+
+
+@needs_kernel
+def test_sums_over_many_pixels_stay_accurate():
+    for layout in ("contiguous", "channels_last_3d"):
+        x = LAYOUTS[layout](torch.full((1, 2, 3, 512, 512), 1 / 3)).requires_grad_()
+        weight = torch.full((3, 3, 2), 0.1, requires_grad=True)
+        mix_slices(x, weight).backward(torch.full_like(x, 0.7))
+        expected = x[0, 0, 0, 0, 0].double() * torch.tensor(0.7).double() * 512 * 512
+        assert (weight.grad.double() / expected - 1).abs().max() < 1e-5
 
 
 @needs_kernel

@@ -8,6 +8,7 @@ from torch.multiprocessing import spawn
 from a3d_det2.layers.mixing import mix_slices
 from a3d_det2.layers.norm import (
     Statistics,
+    add_channel_statistics_backward,
     batch_statistics,
     channel_statistics,
     coefficients,
@@ -31,6 +32,30 @@ def test_channel_statistics(layout, dtype):
         torch.testing.assert_close(mean.double(), expected_mean, rtol=tolerance, atol=0)
         torch.testing.assert_close(var.double(), expected_var, rtol=tolerance, atol=1e-9)
         assert mean.dtype == var.dtype == (torch.double if dtype == torch.double else torch.float)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last_3d"])
+@pytest.mark.parametrize("value", [0.0, 1000.0])
+def test_statistics_are_accurate_beside_an_outlier(layout, value):
+    x = torch.rand(1, 3, 3, 128, 128) + 30
+    x[..., 0, 0] = value
+    x = LAYOUTS[layout](x)
+    mean, var = channel_statistics(x)
+    expected_var, expected_mean = torch.var_mean(x.double(), (0, 2, 3, 4), correction=0)
+    torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(var.double(), expected_var, rtol=1e-5, atol=0)
+
+
+def test_bfloat16_gradients_are_rounded_once():
+    """factor x + offset cancel: rounded each for itself, they would leave the same error at all pixels."""
+    torch.manual_seed(0)
+    x = (100 + torch.randn(1, 2, 3, 8, 8)).bfloat16()
+    mean, _ = channel_statistics(x)
+    grads = torch.randn(2), 100 * torch.rand(2)
+    got = add_channel_statistics_backward(torch.zeros_like(x), x, mean, *grads)
+    exact = add_channel_statistics_backward(torch.zeros_like(x).double(), x.double(), mean.double(), *grads)
+    assert got.dtype == torch.bfloat16
+    assert ((got.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-5).all()
 
 
 def test_statistics_gradients():

@@ -142,10 +142,13 @@ def test_resampling_that_does_not_suit_the_operator_is_named(operator, resamplin
 
 
 def test_checkpointing_and_compilation_come_from_the_config():
-    plain, other = build_backbone(small_cfg()), build_backbone(small_cfg(CHECKPOINTING="layer", COMPILE=True))
+    plain, other = build_backbone(small_cfg()), build_backbone(small_cfg(CHECKPOINTING="layer"))
     assert {block.checkpointing for block in plain.modules() if isinstance(block, DenseBlock)} == {""}
     assert {block.checkpointing for block in other.modules() if isinstance(block, DenseBlock)} == {"layer"}
-    assert (plain.trunk._compiled_call_impl is None, other.trunk._compiled_call_impl is None) == (True, False)
-    assert plain.state_dict().keys() == other.state_dict().keys()
+    compiled = build_backbone(small_cfg(COMPILE=True))
+    assert (plain.trunk._compiled_call_impl is None, compiled.trunk._compiled_call_impl is None) == (True, False)
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    with pytest.raises(ValueError, match="not both: .* Got CHECKPOINTING 'layer' with COMPILE True"):
+        build_backbone(small_cfg(CHECKPOINTING="layer", COMPILE=True))
     with pytest.raises(ValueError, match="Unknown checkpointing 'Layer'. Choose one of"):
         build_backbone(small_cfg(CHECKPOINTING="Layer"))

@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
 from a3d_det2.layers import FUSION_CONVS, cpu_kernel
 from a3d_det2.layers.mixing import plain_mixing
 from a3d_det2.modeling import DenseNet3D, dense_block
+from a3d_det2.modeling.densenet import Transition
 
 pytestmark = pytest.mark.skipif(cpu_kernel.unavailable() is not None, reason=str(cpu_kernel.unavailable()))
 
@@ -124,6 +127,72 @@ def test_gradient_of_an_output_is_not_changed():
     kept = gradient.clone()
     y.backward(gradient)
     assert torch.equal(gradient, kept)
+
+
+def test_an_output_that_is_overwritten_is_noticed():
+    net = trunk("a3d", block_config=(2,))
+    y = net(torch.randn(1, 1, 5, 16, 16, dtype=torch.double))["dense1"]
+    y.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.square().sum().backward()
+
+
+def test_stripes_of_an_odd_height(monkeypatch):
+    monkeypatch.setattr(dense_block, "STRIPE_BYTES", 1024)
+    transition = Transition(3, 8, 4, "BN").double().eval()
+    x = torch.randn(1, 8, 3, 13, 5, dtype=torch.double)
+    with torch.no_grad():
+        y = transition(x)
+        with plain_mixing():
+            torch.testing.assert_close(y, transition(x))
+
+
+@pytest.mark.parametrize("checkpointing", ["layer", "block"])
+def test_plain_checkpointing_twice(checkpointing):
+    with plain_mixing():
+        net = trunk("a3d", checkpointing=checkpointing)
+        loss = net(torch.randn(1, 1, 5, 16, 16, dtype=torch.double))["dense2"].square().sum()
+        weight = net.conv0.weight
+        first, second = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert net.denseblock1.denselayer1.norm1.num_batches_tracked == 1
+
+
+def test_backward_where_the_forward_was_not():
+    net, x = trunk("a3d"), torch.randn(1, 1, 5, 16, 16, dtype=torch.double)
+    loss = net(x)["dense2"].square().sum()
+    with plain_mixing():
+        loss.backward()
+
+
+def test_blocks_without_layers():
+    assert_same(trunk("a3d", block_config=(2, 0)))
+
+
+def test_a_wrapped_or_patched_convolution_is_called():
+    net, calls = trunk("a3d"), []
+    layer = net.denseblock1.denselayer1
+    forward = layer.conv2.forward
+    layer.conv2.forward = lambda *args: calls.append(args) or forward(*args)
+    net(torch.randn(1, 1, 5, 16, 16, dtype=torch.double))
+    assert len(calls) == 1
+
+
+def test_tensor_modes_see_every_operation():
+    net, x = trunk("a3d").eval(), torch.randn(1, 1, 5, 16, 16, dtype=torch.double)
+    with torch.no_grad():
+        graph = make_fx(lambda x: net(x)["dense2"])(x)
+        torch.testing.assert_close(graph(x + 1), net(x + 1)["dense2"])
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert net(torch.empty(1, 1, 5, 16, 16, dtype=torch.double))["dense2"].shape[-1] == 2
+
+
+def test_autocast_of_a_float32_input():
+    net = DenseNet3D("a3d", 3, **SMALL).eval()
+    x = torch.rand(1, net.conv0.out_channels, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        y = net.denseblock1(x, None)
+    assert (y - net.denseblock1(x, None)).abs().max() < 0.1 * y.abs().max()
 
 
 def saved_bytes(checkpointing: str) -> int:

@@ -16,6 +16,12 @@
 #ifdef __AVX__
 #include <immintrin.h>
 #endif
+#ifdef _OPENMP
+#include <omp.h>
+#else
+inline int omp_get_thread_num() { return 0; }
+inline int omp_get_num_threads() { return 1; }
+#endif
 
 // The tiles are fast when their loops are unrolled and their sizes known, which the compiler does not do by itself.
 #define INLINE inline __attribute__((always_inline))
@@ -240,19 +246,32 @@ __attribute__((noinline)) void partial_forward_tile(const Problem& p, Place<cons
   forward_tile<T, 0, PLANES>(p, x, y, false, block, count, lanes);
 }
 
-// Calls tile(row, lane, count, lanes) for all tiles of rows [first, last) of sample n: with channels_last they are
-// TILE rows high, with planes TILE vectors long.
+// The work of a sample in chunks, which threads share: some rows, or with planes some lanes of one row. Sums are in the
+// precision of the tiles over one chunk only, so that they stay accurate over any number of pixels.
+template <bool PLANES>
+struct Chunks {
+  int64_t size, in_row, count;
+
+  Chunks(const Problem& p, int64_t rows)
+      : size(PLANES ? 4096 : rows),
+        in_row((p.lanes + size - 1) / size),
+        count(PLANES ? p.rows * in_row : (p.rows + size - 1) / size) {}
+  int64_t row(int64_t chunk) const { return PLANES ? chunk / in_row : chunk * size; }
+};
+
+// Calls tile(row, lane, count, lanes) for all tiles of a chunk: with channels_last they are TILE rows high, with planes
+// TILE vectors long.
 template <class T, bool PLANES, class F>
-INLINE void for_tiles(const Problem& p, int64_t first, int64_t last, F&& tile) {
+INLINE void for_tiles(const Problem& p, const Chunks<PLANES>& chunks, int64_t chunk, F&& tile) {
   constexpr int L = LANES<T>;
+  int64_t row = chunks.row(chunk);
   if (PLANES) {
-    for (int64_t row = first; row < last; ++row) {
-      int64_t i = 0;
-      for (; i + TILE * L <= p.lanes; i += TILE * L) tile(row, i, TILE, L);
-      for (; i < p.lanes; i += L) tile(row, i, 1, int(std::min<int64_t>(L, p.lanes - i)));
-    }
+    int64_t i = chunk % chunks.in_row * chunks.size;
+    const int64_t last = std::min(i + chunks.size, p.lanes);
+    for (; i + TILE * L <= last; i += TILE * L) tile(row, i, TILE, L);
+    for (; i < last; i += L) tile(row, i, 1, int(std::min<int64_t>(L, last - i)));
   } else {
-    int64_t row = first;
+    const int64_t last = std::min(row + chunks.size, p.rows);
     for (; row + TILE <= last; row += TILE)
       for (int64_t i = 0; i < p.lanes; i += L) tile(row, i, TILE, int(std::min<int64_t>(L, p.lanes - i)));
     for (; row < last; ++row)
@@ -260,18 +279,28 @@ INLINE void for_tiles(const Problem& p, int64_t first, int64_t last, F&& tile) {
   }
 }
 
+// Adds up what the threads have, always in the same order: the same input gives the same bits.
+inline void add_in_order(const std::vector<double>& mine, double* all) {
+  for (int thread = 0; thread < omp_get_num_threads(); ++thread) {
+#pragma omp barrier
+    if (thread == omp_get_thread_num())
+      for (size_t i = 0; i < mine.size(); ++i) all[i] += mine[i];
+  }
+#pragma omp barrier
+}
+
 template <class T, int SLICES, bool PLANES>
 void forward(const Problem& p, const T* x, Strides xs, T* y, Strides ys) {
   constexpr int L = LANES<T>;
-  const int64_t chunk = PLANES ? 1 : 64, chunks = (p.rows + chunk - 1) / chunk;
+  const Chunks<PLANES> chunks(p, 64);
   std::vector<Coefficients<T, PLANES>> coefficients;
   for (int64_t n = 0; n < (p.weight_n ? p.batch : 1); ++n) coefficients.emplace_back(p, n);
   const bool streaming = static_cast<const T*>(y) != x && streamable(y, ys, values(p), p.lanes);
 #pragma omp parallel for collapse(2) schedule(static)
   for (int64_t n = 0; n < p.batch; ++n)
-    for (int64_t i = 0; i < chunks; ++i) {
+    for (int64_t i = 0; i < chunks.count; ++i) {
       const auto& coefficient = coefficients[p.weight_n ? n : 0];
-      for_tiles<T, PLANES>(p, i * chunk, std::min((i + 1) * chunk, p.rows),
+      for_tiles<T, PLANES>(p, chunks, i,
                            [&](int64_t row, int64_t lane, int count, int lanes) __attribute__((always_inline)) {
                              Place<const T> from{x + n * xs.n + row * xs.row + lane, xs.d, PLANES ? L : xs.row};
                              Place<T> to{y + n * ys.n + row * ys.row + lane, ys.d, PLANES ? L : ys.row};
@@ -349,23 +378,22 @@ void backward(const Problem& p, const T* x, Strides xs, const T* grad_y, Strides
               bool accumulate, double* grad_coefficients, int64_t grad_n) {
   using V = typename Compute<T>::Vector;
   constexpr int L = LANES<T>;
-  const int64_t chunk = PLANES ? 1 : 256, chunks = (p.rows + chunk - 1) / chunk;
+  const Chunks<PLANES> chunks(p, 256);
   const int64_t per_block = p.slices * p.slices + 2, blocks = PLANES ? 1 : (p.channels + L - 1) / L;
   std::vector<Coefficients<T, PLANES>> coefficients;
   for (int64_t n = 0; n < (p.weight_n ? p.batch : 1); ++n) coefficients.emplace_back(p, n);
   const bool streaming = !accumulate && streamable(grad_x, os, values(p), p.lanes);
 #pragma omp parallel
   {
-    // Sums in the precision of the tiles over one chunk only, so that they stay accurate over any number of pixels.
     std::vector<V> sums(per_block * blocks);
     std::vector<double> totals(per_block * p.channels);
     for (int64_t n = 0; n < p.batch; ++n) {
       const auto& coefficient = coefficients[p.weight_n ? n : 0];
 #pragma omp for schedule(static) nowait
-      for (int64_t i = 0; i < chunks; ++i) {
+      for (int64_t i = 0; i < chunks.count; ++i) {
         std::fill(sums.begin(), sums.end(), V{});
         for_tiles<T, PLANES>(
-            p, i * chunk, std::min((i + 1) * chunk, p.rows),
+            p, chunks, i,
             [&](int64_t row, int64_t lane, int count, int lanes) __attribute__((always_inline)) {
               Place<const T> from{x + n * xs.n + row * xs.row + lane, xs.d, PLANES ? L : xs.row};
               Place<const T> grad{grad_y + n * gs.n + row * gs.row + lane, gs.d, PLANES ? L : gs.row};
@@ -380,31 +408,40 @@ void backward(const Problem& p, const T* x, Strides xs, const T* grad_y, Strides
         end_of_stream();
         for (int64_t j = 0; j < per_block; ++j)
           if (PLANES) {
-            for (int lane = 0; lane < L; ++lane) totals[j * p.channels + i] += sums[j][lane];
+            for (int lane = 0; lane < L; ++lane) totals[j * p.channels + chunks.row(i)] += sums[j][lane];
           } else {
             for (int64_t c = 0; c < p.channels; ++c) totals[j * p.channels + c] += sums[c / L * per_block + j][c % L];
           }
       }
       if (grad_n || n + 1 == p.batch) {
-#pragma omp critical
-        for (int64_t i = 0; i < per_block * p.channels; ++i) grad_coefficients[n * grad_n + i] += totals[i];
+        add_in_order(totals, grad_coefficients + n * grad_n);
         std::fill(totals.begin(), totals.end(), 0.0);
       }
     }
   }
 }
 
-// Per channel the first value x0, and the sums of x - x0 and of its square: (3, channels).
+// Per channel a value x0 amid the others, and the sums of x - x0 and of its square: (3, channels).
 template <class T, bool PLANES>
 void statistics(const Problem& p, const T* x, Strides xs, double* out) {
   using V = typename Compute<T>::Vector;
   constexpr int L = LANES<T>;
-  const int64_t chunk = PLANES ? 1 : 256, chunks = (p.rows + chunk - 1) / chunk;
+  const Chunks<PLANES> chunks(p, 256);
   const int64_t blocks = PLANES ? 1 : (p.channels + L - 1) / L;
-  std::vector<typename Compute<T>::Scalar> firsts(p.channels);
+  // Far from x0 the sums would cancel: it is the median of some values of all slices.
+  const int64_t pixels = PLANES ? p.lanes : p.rows;
+  std::vector<typename Compute<T>::Scalar> centre(p.channels), some;
   for (int64_t c = 0; c < p.channels; ++c) {
-    firsts[c] = load<V>(x + c * (PLANES ? xs.row : 1), 1)[0];
-    out[c] = firsts[c];
+    some.clear();
+    for (int64_t n = 0; n < std::min<int64_t>(p.batch, 4); ++n)
+      for (int64_t d = 0; d < p.slices; ++d)
+        for (int64_t i = 1; i < 4; ++i) {
+          const int64_t pixel = pixels * i / 4;
+          const T* at = x + n * xs.n + d * xs.d + (PLANES ? c * xs.row + pixel : pixel * xs.row + c);
+          some.push_back(load<V>(at, 1)[0]);
+        }
+    std::nth_element(some.begin(), some.begin() + some.size() / 2, some.end());
+    out[c] = centre[c] = some[some.size() / 2];
   }
 #pragma omp parallel
   {
@@ -412,12 +449,12 @@ void statistics(const Problem& p, const T* x, Strides xs, double* out) {
     std::vector<double> totals(2 * p.channels);
 #pragma omp for collapse(2) schedule(static) nowait
     for (int64_t n = 0; n < p.batch; ++n)
-      for (int64_t i = 0; i < chunks; ++i) {
+      for (int64_t i = 0; i < chunks.count; ++i) {
         std::fill(sums.begin(), sums.end(), V{});
         for_tiles<T, PLANES>(
-            p, i * chunk, std::min((i + 1) * chunk, p.rows),
+            p, chunks, i,
             [&](int64_t row, int64_t lane, int count, int lanes) __attribute__((always_inline)) {
-              const V first = PLANES ? V{} + firsts[row] : load<V>(&firsts[lane], lanes);
+              const V first = PLANES ? V{} + centre[row] : load<V>(&centre[lane], lanes);
               V* sum = &sums[PLANES ? 0 : lane / L * 2];
               V all = sum[0], squares = sum[1];
               for (int64_t d = 0; d < p.slices; ++d)
@@ -434,13 +471,12 @@ void statistics(const Problem& p, const T* x, Strides xs, double* out) {
             });
         for (int j = 0; j < 2; ++j)
           if (PLANES) {
-            for (int lane = 0; lane < L; ++lane) totals[j * p.channels + i] += sums[j][lane];
+            for (int lane = 0; lane < L; ++lane) totals[j * p.channels + chunks.row(i)] += sums[j][lane];
           } else {
             for (int64_t c = 0; c < p.channels; ++c) totals[j * p.channels + c] += sums[c / L * 2 + j][c % L];
           }
       }
-#pragma omp critical
-    for (int64_t i = 0; i < 2 * p.channels; ++i) out[p.channels + i] += totals[i];
+    add_in_order(totals, out + p.channels);
   }
 }
 
@@ -499,7 +535,7 @@ void a3d_mix_backward(int dtype, int planes, const Problem* problem, const void*
   });
 }
 
-// sums: (3, channels), the last two of zeros: the first value x0 of each channel, the sums of x - x0 and of its square.
+// sums: (3, channels), the last two of zeros: see statistics.
 void a3d_statistics(int dtype, int planes, const Problem* problem, const void* x, const Strides* x_strides,
                     double* sums) {
   with_types(dtype, planes, 0, [&](auto value, auto, auto in_planes) {
