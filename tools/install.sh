@@ -23,7 +23,8 @@ if [[ ! -x $python ]]; then
     echo "Making a virtual environment in $venv"
     "${PYTHON3:-python3}" -m venv "$venv"
 fi
-if [[ ! -e $venv/.installed || setup.py -nt $venv/.installed ]]; then
+if [[ ! -e $venv/.installed || setup.py -nt $venv/.installed ||
+    a3d_det2/layers/csrc/mixing.cpp -nt $venv/.installed ]]; then
     echo "Installing torch, torchvision and a3d_det2 (the first time, this downloads several GB)"
     # setuptools 81 dropped pkg_resources, which Detectron2's model zoo imports.
     "$python" -m pip install --quiet torch torchvision "setuptools<81" wheel ninja

@@ -5,10 +5,12 @@
 
 :func:`mix_slices` picks what computes it: kernels of one pass over memory, forward and backward, in C++ for the CPU
 (``cpu_kernel.py``) and in Triton for CUDA (``triton_kernel.py``), or plain PyTorch, which is always right and what the
-kernels are checked against. All accumulate in float32, or in float64 for a float64 input, and give the input's dtype.
+kernels are checked against; ``A3D_DET2_KERNELS=0`` in the environment asks for it. All accumulate in float32, or in
+float64 for a float64 input, and give the input's dtype.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import ModuleType
@@ -19,7 +21,7 @@ from torch import Tensor
 from . import cpu_kernel, triton_kernel
 from .memory_format import empty_beside, like, side_by_side
 
-_enabled = True
+_enabled = os.environ.get("A3D_DET2_KERNELS", "1") != "0"
 _missing: set[str] = set()  # devices whose missing kernel the log has named
 
 
@@ -90,6 +92,10 @@ def check_shapes(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: 
         )
 
 
+def _kernel(x: Tensor) -> ModuleType:
+    return cpu_kernel if x.device.type == "cpu" else triton_kernel
+
+
 def kernel_for(x: Tensor) -> ModuleType | None:
     """What computes the mixing of (N, C, D, H, W): ``cpu_kernel``, ``triton_kernel`` or None for plain PyTorch.
 
@@ -97,7 +103,7 @@ def kernel_for(x: Tensor) -> ModuleType | None:
     """
     if not _enabled or x.device.type not in ("cpu", "cuda"):
         return None
-    kernel = cpu_kernel if x.device.type == "cpu" else triton_kernel
+    kernel = _kernel(x)
     reason = kernel.unavailable()
     if reason is not None:
         if x.device.type not in _missing and not torch.compiler.is_compiling():
@@ -105,10 +111,6 @@ def kernel_for(x: Tensor) -> ModuleType | None:
             logging.getLogger(__name__).warning(f"Mixing slices in plain PyTorch, which is slower: {reason}")
         return None
     return kernel if x.dtype in kernel.DTYPES and x.shape[2] <= kernel.MAX_SLICES else None
-
-
-def _kernel(x: Tensor) -> ModuleType:
-    return cpu_kernel if x.device.type == "cpu" else triton_kernel
 
 
 def _mix(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor:

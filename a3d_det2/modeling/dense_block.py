@@ -122,7 +122,6 @@ class _NothingLearnt:
 def recomputed(function: Callable, norms: Sequence[nn.Module], *args):
     """``function(*args)``, computed once more in the backward, when it leaves the running statistics of the ``norms``
     as they are."""
-
     return checkpoint(
         function,
         *args,

@@ -227,6 +227,13 @@ def test_plain_mixing_and_a_missing_kernel(monkeypatch, caplog):
     assert kernel_for(x.to("meta")) is None
 
 
+def test_kernels_switched_off_in_the_environment():
+    code = "import torch; from a3d_det2.layers.mixing import kernel_for; print(kernel_for(torch.zeros(1, 1, 1, 1, 1)))"
+    environment = {**os.environ, "A3D_DET2_KERNELS": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+
+
 @needs_kernel
 def test_more_slices_than_the_kernels_take():
     op = A3DConv(2, 2, 1, cpu_kernel.MAX_SLICES + 1)
