@@ -323,6 +323,39 @@ def network_table(results: list[dict]) -> str:
     return tabulate(rows, headers, "github", disable_numparse=True)
 
 
+def summary(results: dict) -> str:
+    """The figures to look at first, of the most slices and the first batch."""
+    lines = []
+    if results["operator"]:
+        slices = max(result["slices"] for result in results["operator"])
+        ratios: dict[str, list[float]] = {}
+        for result in results["operator"]:
+            for name, parts in result["results"].items() if result["slices"] == slices else ():
+                other = "copy" if name.endswith(" forward") else "einsum"
+                ours = parts["ours"]["seconds"]
+                ratios.setdefault(name, []).append(
+                    ours / parts["copy"]["seconds"] if other == "copy" else parts["einsum"]["seconds"] / ours
+                )
+        for name, values in ratios.items():
+            span = f"{min(values):.2f} to {max(values):.2f}"
+            forward = name.endswith(" forward")
+            what = f"takes {span} times a copy of its tensor" if forward else f"is {span} times as fast as the einsum"
+            lines.append(f"- {slices} slices, the mixing step, {name}, {what}.")
+    for result in (*results["trunk"], *results["detector"]):
+        same = [r["slices"] for r in (*results["trunk"], *results["detector"]) if r["what"] == result["what"]]
+        if result["slices"] != max(same):
+            continue
+        for kind, parts in result["results"].items():
+            ours, none = parts["ours"], parts["none"]
+            lines.append(
+                f"- {result['slices']} slices, batch {result['batch']}, {result['what']}, {kind}: "
+                f"{ours['speedup']:.2f} times as fast as published, {parts['ours AMP']['speedup']:.2f} times with AMP, "
+                f"{100 * (ours['seconds'] / none['seconds'] - 1):+.0f} % to no fusion, "
+                f"{ours['bytes'] / parts['published']['bytes']:.2f} of the memory."
+            )
+    return "\n".join(lines)
+
+
 def read_page(path: str) -> tuple[str, str]:
     """What stands in a page before and after the measured part, with the markers."""
     page = Path(path)
@@ -339,8 +372,10 @@ def write_page(path: str, results: dict, plot: str) -> None:
     """Write the measured part of a page; what stands around it stays."""
     before, after = read_page(path)
     parts = [
-        f"`{results['command']}`,\n{results['date']}, {results['machine']}. Medians of {results['repeat']} rounds, and "
-        "the least and most.",
+        f"`{results['command']}`,\n{results['date']}, {results['machine']}.\nMedians of {results['repeat']} rounds of "
+        f"the networks and {3 * results['repeat']} of the mixing step, with the least and most.",
+        "## In short",
+        summary(results),
         "## The mixing step",
         operator_table(results["operator"]),
         "## Trunk and detector",
@@ -348,7 +383,8 @@ def write_page(path: str, results: dict, plot: str) -> None:
         f"Largest difference between the trunk as published and ours: {results['difference']:.1e} of the largest.",
     ]
     if results["growth"]:
-        parts += ["## How it grows", f"![Time and memory of the trunk]({Path(plot).name})"]
+        parts += ["## How it grows", f"Medians of {max(1, results['repeat'] // 2)} round(s)."]
+        parts.append(f"![Time and memory of the trunk]({Path(plot).name})")
     Path(path).write_text(before + "\n" + "\n\n".join(parts) + "\n\n" + after)
 
 
