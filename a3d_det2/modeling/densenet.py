@@ -120,8 +120,10 @@ class Transition(nn.Module):
         if torch.is_grad_enabled() or self.norm.training:
             return self._forward(x)
         pairs = x[:, :, :, : x.shape[3] // 2 * 2]  # of rows; what is left over is in no pool
-        parts = [self._forward(pairs[:, :, :, rows]) for rows in stripes(pairs, x.shape[1], multiple=2)]
-        return torch.cat(parts, dim=3) if len(parts) > 1 else self._forward(x)
+        ranges = stripes(pairs, x.shape[1], multiple=2)
+        if len(ranges) <= 1:
+            return self._forward(x)
+        return torch.cat([self._forward(pairs[:, :, :, rows]) for rows in ranges], dim=3)
 
     def _forward(self, x: Tensor) -> Tensor:
         return pool_slices(self.pool, self.conv(norm_relu(self.norm, x, overwrite=False)))
