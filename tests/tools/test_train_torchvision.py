@@ -113,7 +113,7 @@ def test_a_random_seed_and_a_changed_schedule_when_resumed(train, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_and_report_what_one_process_does(train, tmp_path):
-    train(processes=2, options=["SOLVER.MAX_ITER", 150, "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", 4])
+    train(processes=2, options=["SOLVER.MAX_ITER", 250, "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", 4])
     out = tmp_path / "out"
     both = [read(out / "inference" / name) for name in ("froc.json", "coco_instances_results.json")]
     train("--eval-only", output="one", options=["MODEL.WEIGHTS", out / "model_final.pth"])
