@@ -1,4 +1,7 @@
+"""What pyproject.toml cannot say: the compiled kernel, where the configs lie, and which OpenCV serves."""
+
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 from setuptools import Extension, find_packages, setup
 
@@ -13,18 +16,31 @@ if platform.machine() in ("x86_64", "AMD64"):
 else:
     INSTRUCTIONS = {"default": []}
 
+# The four distributions of OpenCV have one module and overwrite each other's files.
+OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python-headless")
+
+
+def is_installed(distribution: str) -> bool:
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
+
+
+packages = find_packages(include=["a3d_det2", "a3d_det2.*"])
 setup(
-    name="a3d_det2",
-    version="0.1.0",
-    description="3D context for 2D detectors: context-fusion convolutions in Detectron2, for lesion detection in CT",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(include=["a3d_det2", "a3d_det2.*"]),
-    package_data={"a3d_det2.evaluation": ["report.html"]},
+    packages=[*packages, "a3d_det2.configs", "a3d_det2.configs.quick"],
+    package_dir={"a3d_det2.configs": "configs"},
+    package_data={
+        "a3d_det2": ["py.typed"],
+        "a3d_det2.configs": ["*.yaml"],
+        "a3d_det2.configs.quick": ["*.yaml"],
+        "a3d_det2.evaluation.report": ["page.html"],
+    },
     ext_modules=[
         Extension(
-            f"a3d_det2.layers._mixing_{name}",
-            ["a3d_det2/layers/csrc/mixing.cpp"],
+            f"a3d_det2.kernels._mixing_{name}",
+            ["a3d_det2/kernels/csrc/mixing.cpp"],
             extra_compile_args=[*"-std=c++17 -O3 -g0 -fopenmp -Wno-psabi -Wno-ignored-attributes".split(), *flags],
             extra_link_args=["-fopenmp"],
             optional=True,
@@ -37,16 +53,11 @@ setup(
         "jinja2",
         "matplotlib",
         "numpy",
-        "opencv-python-headless",
+        next(filter(is_installed, OPENCV), "opencv-python-headless"),
         "pillow",
         "pycocotools",
         "tabulate",
-        "torch",
+        "torch>=2.6",
         "tqdm",
     ],
-    extras_require={
-        "packed": ["blosc2"],  # to read and write Images_packed
-        "torchvision": ["tensorboard", "torchvision"],  # to train without Detectron2
-        "dev": ["blosc2", "hypothesis", "playwright", "pytest", "ruff", "tensorboard", "torchvision"],
-    },
 )

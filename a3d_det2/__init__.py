@@ -1,8 +1,17 @@
 """3D context for 2D detectors: context-fusion convolutions in Detectron2, for lesion detection in CT.
 
-Without Detectron2 the package still has the operators (``layers``), trunk and neck, also in torchvision's detectors
-(``modeling``), samples and phantom (``data``), and metrics and report (``evaluation``). With it, importing the package
-registers
+    layers          the operators, and what converts any 2D network: torch alone
+    kernels         how they run fast
+    modeling        trunk, squeeze and neck; the detectors of both engines
+    checkpoint      loading, strictly, of our weights and those of others
+    data            slices, samples, datasets, the phantom; preparation of a downloaded DeepLesion
+    evaluation      FROC, bootstrap, strata; the report
+    engine          trainers and commands
+    config, model_zoo
+
+None of them loads Detectron2, but for the modules that are there for it, nor does importing the package. The names below
+are imported when they are first used. Whoever uses one that is Detectron2's, or gives a config of Detectron2's to
+``add_a3d_config``, has these registered (so does ``import a3d_det2.registration``):
 
     backbones       build_a3d_densenet_backbone, build_a3d_densenet_fpn_backbone, build_a3d_densenet_fused_backbone,
                     build_a3d_resnet_fpn_backbone
@@ -12,42 +21,46 @@ registers
                     under $DETECTRON2_DATASETS
 """
 
-from importlib.util import find_spec
+from importlib import import_module
 
-if find_spec("detectron2") is not None:
-    from .checkpoint import BestCheckpointer, LesionCheckpointer
-    from .config import add_a3d_config
-    from .data.augmentation import RandomAffine, RandomHUJitter
-    from .data.dataset_mapper import DeepLesionMapper
-    from .data.deeplesion import datasets_root, register_all_deeplesion
-    from .data.transforms import AffineTransform
-    from .evaluation.deeplesion_evaluation import DeepLesionEvaluator
-    from .modeling.backbone import (
-        build_a3d_densenet_backbone,
-        build_a3d_densenet_fpn_backbone,
-        build_a3d_densenet_fused_backbone,
-        build_a3d_resnet_fpn_backbone,
-    )
-    from .modeling.lesion_rcnn import LesionRCNN
-    from .modeling.lesion_retinanet import LesionRetinaNet
-    from .modeling.mask_head import DiceMaskHead
+from .optional import needs_detectron2
 
-    register_all_deeplesion(datasets_root())
+__version__ = "0.2.0"
 
-    __all__ = [
-        "AffineTransform",
-        "BestCheckpointer",
-        "DeepLesionEvaluator",
-        "DeepLesionMapper",
-        "DiceMaskHead",
-        "LesionCheckpointer",
-        "LesionRCNN",
-        "LesionRetinaNet",
-        "RandomAffine",
-        "RandomHUJitter",
-        "add_a3d_config",
-        "build_a3d_densenet_backbone",
-        "build_a3d_densenet_fpn_backbone",
-        "build_a3d_densenet_fused_backbone",
-        "build_a3d_resnet_fpn_backbone",
-    ]
+_ROOMS = ("checkpoint", "config", "data", "engine", "evaluation", "kernels", "layers", "model_zoo", "modeling")
+_PURE = {"AffineTransform": "data.transforms", "add_a3d_config": "config"}
+_OF_DETECTRON2 = {
+    "BestCheckpointer": "engine.hooks",
+    "DeepLesionEvaluator": "evaluation.deeplesion_evaluation",
+    "DeepLesionMapper": "data.dataset_mapper",
+    "DiceMaskHead": "modeling.mask_head",
+    "LesionCheckpointer": "checkpoint.detectron2",
+    "LesionRCNN": "modeling.meta_arch",
+    "LesionRetinaNet": "modeling.meta_arch",
+    "RandomAffine": "data.augmentation",
+    "RandomHUJitter": "data.augmentation",
+    "TakesSlices": "modeling.meta_arch",
+    "Trainer": "engine.trainer",
+    "build_a3d_densenet_backbone": "modeling.backbone",
+    "build_a3d_densenet_fpn_backbone": "modeling.backbone",
+    "build_a3d_densenet_fused_backbone": "modeling.backbone",
+    "build_a3d_resnet_fpn_backbone": "modeling.backbone",
+}
+
+__all__ = [*_OF_DETECTRON2, *_PURE]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name in _PURE:
+        return getattr(import_module(f".{_PURE[name]}", __name__), name)
+    if name in _OF_DETECTRON2:
+        with needs_detectron2(f"a3d_det2.{name}"):
+            import_module(".registration", __name__)
+            return getattr(import_module(f".{_OF_DETECTRON2[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS, *__all__})

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import torch
 from fvcore.common.config import CfgNode
 
@@ -5,7 +7,7 @@ AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def amp_dtype(cfg: CfgNode, device_type: str) -> torch.dtype:
-    """SOLVER.AMP.DTYPE.
+    """What SOLVER.AMP.DTYPE says, or for "" torch's own dtype on the device.
 
     Raises:
         ValueError: if it is unknown.
@@ -20,15 +22,35 @@ def amp_dtype(cfg: CfgNode, device_type: str) -> torch.dtype:
     return AMP_DTYPES[name]
 
 
+def clips_full_model(cfg: CfgNode) -> bool:
+    """Whether the norm of the gradients over all parameters is clipped; CLIP_TYPE "full_model" asks for it as well.
+
+    Raises:
+        ValueError: if FULL_MODEL is set and CLIP_TYPE asks for something else.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.FULL_MODEL and clip.CLIP_TYPE not in ("norm", "full_model"):
+        raise ValueError(
+            "SOLVER.CLIP_GRADIENTS.FULL_MODEL clips a norm: expected CLIP_TYPE 'norm', or FULL_MODEL False. Got "
+            f"{clip.CLIP_TYPE!r}!"
+        )
+    return clip.ENABLED and (clip.FULL_MODEL or clip.CLIP_TYPE == "full_model")
+
+
 def loader_timeout(cfg: CfgNode) -> float:
-    """Of a data loader, which takes none without workers."""
+    """The timeout of a data loader in seconds: DATALOADER.TIMEOUT, or 0, the only one that it takes without workers."""
     return cfg.DATALOADER.TIMEOUT if cfg.DATALOADER.NUM_WORKERS > 0 else 0
 
 
 def add_a3d_config(cfg: CfgNode) -> None:
-    """Add the keys of a3d_det2, with their defaults, to a Detectron2 config."""
+    """Add the keys of a3d_det2, with their defaults, to a config: fvcore's or Detectron2's.
+
+    With one of Detectron2's, backbones, architectures, mask head and datasets are registered as well.
+    """
     _C = cfg
     CN = type(cfg)  # Detectron2's, which does not merge with its base class
+    if CN.__module__.startswith("detectron2."):
+        import_module(f"{__package__}.registration").register_all_deeplesion()
 
     _C.MODEL.A3D = CN()
     # Fusion operator in the trunk's dense layers: a key of a3d_det2.layers.FUSION_CONVS.
@@ -54,6 +76,9 @@ def add_a3d_config(cfg: CfgNode) -> None:
     # Let torch.compile compile the DenseNet trunk, which takes minutes at the first images and, for new sizes, again.
     _C.MODEL.A3D.COMPILE = False
 
+    # With SOLVER.CLIP_GRADIENTS.ENABLED: clip the norm over all parameters at CLIP_VALUE, as published, instead of that
+    # of each parameter by itself. Detectron2's own trainers do not know this key and clip each parameter.
+    _C.SOLVER.CLIP_GRADIENTS.FULL_MODEL = False
     # With SOLVER.AMP.ENABLED: "float16", "bfloat16", which needs no scaling of the loss, or "" for torch's default,
     # float16 on CUDA and bfloat16 on the CPU.
     _C.SOLVER.AMP.DTYPE = ""

@@ -15,8 +15,8 @@ from functools import partial
 
 from tqdm import tqdm
 
-from a3d_det2.data.integrity import Report, check_annotations, group_by_series, inspect_series
-from a3d_det2.data.preparation import start_worker
+from a3d_det2.data.preparation.annotations import Report, check_annotations, group_by_series, inspect_series
+from a3d_det2.data.preparation.series import start_worker
 
 
 def parse_args() -> argparse.Namespace:

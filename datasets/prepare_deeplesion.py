@@ -31,11 +31,11 @@ from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
-from a3d_det2.data.integrity import Report, check_annotations
+from a3d_det2.data.preparation.annotations import Report, check_annotations
 from a3d_det2.data.mask_file import MASK_FILE, write_masks
 from a3d_det2.data.packed import PACKED_DIR, import_blosc2
-from a3d_det2.data.preparation import Journal, findings_of, make_jobs, prepare_series, start_worker
-from a3d_det2.data.unpack import DamagedArchive, find_sources, link_series, series_in_zip, unpack_series
+from a3d_det2.data.preparation.series import Journal, findings_of, make_jobs, prepare_series, start_worker
+from a3d_det2.data.preparation.archives import DamagedArchive, find_sources, link_series, series_in_zip, unpack_series
 
 _PART = re.compile(r"(DL_info\.csv|prepare\.jsonl|weak_masks\.json|check\.json|(.+\.b2nd|\d+\.png)\.\d+)\.part")
 

@@ -3,9 +3,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -18,15 +17,6 @@ HAS_DETECTRON2 = find_spec("detectron2") is not None
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return REPO
-
-
-@pytest.fixture(scope="session")
-def train_torchvision(repo) -> ModuleType:
-    """The script, as a module."""
-    spec = spec_from_file_location("train_torchvision", repo / "tools" / "train_torchvision.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,75 +1,35 @@
-"""The operators, the trunk, the reader and the metric work where Detectron2 is not installed."""
+"""What works, how fast it is imported and what is said where Detectron2 is not installed, or broken."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-PURE = [
-    "a3d_det2",
-    "a3d_det2.config",
-    "a3d_det2.strict_checkpoint",
-    "a3d_det2.layers",
-    "a3d_det2.layers.convert",
-    "a3d_det2.layers.cpu_kernel",
-    "a3d_det2.layers.memory_format",
-    "a3d_det2.layers.mixing",
-    "a3d_det2.layers.norm",
-    "a3d_det2.layers.triton_kernel",
-    "a3d_det2.modeling",
-    "a3d_det2.modeling.build",
-    "a3d_det2.modeling.dense_block",
-    "a3d_det2.modeling.densenet",
-    "a3d_det2.modeling.fused_neck",
-    "a3d_det2.modeling.pretrained",
-    "a3d_det2.modeling.torchvision_rcnn",
-    "a3d_det2.modeling.trunk",
-    "a3d_det2.data",
-    "a3d_det2.data.coco",
-    "a3d_det2.data.deeplesion",
-    "a3d_det2.data.dl_info",
-    "a3d_det2.data.integrity",
-    "a3d_det2.data.mask_file",
-    "a3d_det2.data.once",
-    "a3d_det2.data.packed",
-    "a3d_det2.data.phantom",
-    "a3d_det2.data.png",
-    "a3d_det2.data.preparation",
-    "a3d_det2.data.recist",
-    "a3d_det2.data.sample",
-    "a3d_det2.data.series",
-    "a3d_det2.data.slices",
-    "a3d_det2.data.splits",
-    "a3d_det2.data.torch_dataset",
-    "a3d_det2.data.transforms",
-    "a3d_det2.data.unpack",
-    "a3d_det2.data.weak_masks",
-    "a3d_det2.evaluation",
-    "a3d_det2.evaluation.average_precision",
-    "a3d_det2.evaluation.bootstrap",
-    "a3d_det2.evaluation.detections",
-    "a3d_det2.evaluation.froc",
-    "a3d_det2.evaluation.gallery",
-    "a3d_det2.evaluation.mask_quality",
-    "a3d_det2.evaluation.matching",
-    "a3d_det2.evaluation.report",
-    "a3d_det2.evaluation.results",
-    "a3d_det2.evaluation.strata",
-    "a3d_det2.evaluation.summary",
-    "a3d_det2.evaluation.tables",
-    "a3d_det2.evaluation.visualization",
-]
+from tests.test_imports import MODULES, NEED_DETECTRON2
+
+BLOCK = "import sys; sys.modules['detectron2'] = None\n"
+ROOMS = ["a3d_det2", "a3d_det2.layers", "a3d_det2.modeling", "a3d_det2.data", "a3d_det2.evaluation", "a3d_det2.engine"]
 
 
-def run(code: str, repo) -> subprocess.CompletedProcess:
-    block = "import sys; sys.modules['detectron2'] = None\n"
-    return subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True, cwd=repo)
+def run(code: str, cwd, **environment) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment)
 
 
 def test_pure_modules_import(repo):
-    lines = "\n".join(f"import {name}" for name in PURE)
-    done = run(lines + "\nassert not [n for n in sys.modules if n.startswith('detectron2.')]", repo)
+    lines = "\n".join(f"import {name}" for name in MODULES.keys() - NEED_DETECTRON2)
+    done = run(BLOCK + lines, repo)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_detectron2_is_not_loaded(repo, name):
+    heavy = ["detectron2"]
+    if name in ("a3d_det2", "a3d_det2.evaluation", "a3d_det2.engine"):
+        heavy += ["torch", "matplotlib", "cv2", "pycocotools"]
+    done = run(f"import sys, {name}; print([name for name in {heavy} if name in sys.modules])", repo)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_layers_need_torch_alone(repo):
@@ -81,7 +41,7 @@ from a3d_det2.layers import A3DConv
 from a3d_det2.modeling import DenseNet3D
 print(A3DConv(2, 3, 3, 5, padding=1)(torch.zeros(1, 2, 5, 8, 8)).shape)
 """
-    done = run(code, repo)
+    done = run(BLOCK + code, repo)
     assert done.returncode == 0, done.stderr
     assert "[1, 3, 5, 8, 8]" in done.stdout
 
@@ -94,13 +54,36 @@ from a3d_det2.evaluation import froc_sensitivities
 from a3d_det2.evaluation.bootstrap import ResampledFroc
 print(froc_sensitivities([[[0, 0, 9, 9, 0.5]]], [[[0, 0, 9, 9]]]))
 """
-    done = run(code, repo)
+    done = run(BLOCK + code, repo)
     assert done.returncode == 0, done.stderr
     assert "[1. 1. 1. 1. 1. 1.]" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["a3d_det2.checkpoint", "a3d_det2.modeling.backbone", "a3d_det2.data.dataset_mapper"])
+@pytest.mark.parametrize("name", ["LesionRCNN", "Trainer"])
 def test_the_rest_says_what_is_missing(repo, name):
-    done = run(f"import {name}", repo)
+    done = run(f"{BLOCK}from a3d_det2 import {name}", repo)
     assert done.returncode != 0
-    assert "detectron2" in done.stderr
+    assert f"ImportError: a3d_det2.{name} needs Detectron2: it is not installed. README.md, section Inst" in done.stderr
+    done = run(f"{BLOCK}from a3d_det2 import add_a3d_config, AffineTransform; print('there')", repo)
+    assert done.stdout == "there\n"
+
+
+def test_a_folder_called_detectron2_is_not_detectron2(repo, tmp_path):
+    """An environment without Detectron2, whose working directory has a checkout or a folder of results of that name."""
+    (tmp_path / "detectron2").mkdir()
+    hide = (
+        "import importlib.machinery as m, sys; find = m.PathFinder.find_spec; "
+        f"m.PathFinder.find_spec = lambda name, path=None, target=None: find(name, ['{tmp_path}'] "
+        "if name == 'detectron2' else path, target)\n"
+    )
+    use = "import a3d_det2.layers, a3d_det2.data\ntry: a3d_det2.LesionRCNN\nexcept ImportError as error: print(error)"
+    done = run(hide + use, tmp_path, PYTHONPATH=str(repo))
+    assert f"needs Detectron2: it is not installed, and the folder {tmp_path}/detectron2 is not it." in done.stdout
+
+
+def test_a_detectron2_without_its_dependencies(repo, tmp_path):
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2" / "__init__.py").write_text("import a_dependency_that_is_not_there")
+    use = "import a3d_det2.layers, a3d_det2.data\ntry: a3d_det2.LesionRCNN\nexcept ImportError as error: print(error)"
+    done = run(use, tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{repo}")
+    assert "cannot be imported (ModuleNotFoundError: No module named 'a_dependency_that_is_not_there')" in done.stdout

@@ -9,34 +9,19 @@ do. The script ends with an error if the two do not agree to 1e-12.
 """
 
 import argparse
-import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+from measuring import alternate, spread, write_json
 from tabulate import tabulate
-from tqdm import tqdm
 
 from a3d_det2.data.deeplesion import load_deeplesion
 from a3d_det2.data.dl_info import LESION_TYPES
-from a3d_det2.evaluation.detections import detections_from_results
+from a3d_det2.evaluation.detection_reader import detections_from_results
 from a3d_det2.evaluation.froc import AVERAGED_FPS, FPS_PER_IMAGE, froc_curve, froc_sensitivities
-from a3d_det2.evaluation.matching import match_per_image
-from a3d_det2.evaluation.summary import Evaluation
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ground-truth", required=True, help="DL_info.csv")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--detections", type=int, default=50, help="of an image (default %(default)s)")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the patients (default %(default)s)")
-    parser.add_argument("--repetitions", type=int, default=5, help="(default %(default)s)")
-    parser.add_argument("--json", help="file to write the figures to")
-    return parser.parse_args()
+from a3d_det2.evaluation.split_evaluation import SplitEvaluation
 
 
 def simulate(images: list[dict], per_image: int) -> list[np.ndarray]:
@@ -79,7 +64,14 @@ def loop_over_detections(detections: list[np.ndarray], lesions: list[np.ndarray]
 
 
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ground-truth", required=True, help="DL_info.csv")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--detections", type=int, default=50, help="of an image (default %(default)s)")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the patients (default %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=5, help="(default %(default)s)")
+    parser.add_argument("--json", help="file to write the figures to")
+    args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     images = load_deeplesion(args.ground_truth, "", args.split, drop_noisy=True)
@@ -93,52 +85,42 @@ def main() -> None:
     image_ids = [image["image_id"] for image in images]
     read = detections_from_results(results, image_ids)
     settings = {"lesion_types": LESION_TYPES, "resamples": args.resamples}
-    evaluation = Evaluation(images, read, **settings)
-    strata = [stratum for group in evaluation.strata.values() for stratum in group.values()]
+    evaluation = SplitEvaluation(images, read, **settings)
+    matches, strata = evaluation.matches, [s for group in evaluation.strata.values() for s in group.values()]
 
     def resample() -> None:
-        fresh = Evaluation(images, read, **settings)
+        fresh = SplitEvaluation(images, read, **settings)
         for stratum in (None, *strata):
             fresh.curve(stratum).at([*FPS_PER_IMAGE, *AVERAGED_FPS])
             fresh.resampled(stratum)
 
-    steps: dict[str, Callable] = {
-        "loop over detections": lambda: loop_over_detections(detections, lesions),
-        "match and score": lambda: froc_sensitivities(detections, lesions),
-        "curve and sensitivities of the match table": lambda: froc_curve(evaluation.matches).at(FPS_PER_IMAGE),
-        "check and convert COCO results": lambda: detections_from_results(results, image_ids),
-        f"match, score and resample {len(strata)} strata": resample,
-        "all of froc.json, with AP50": lambda: Evaluation(images, read, **settings).summary(),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    outcome = {}
-    for _ in tqdm(range(args.repetitions), desc="repetitions"):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            outcome[name] = step()
-            seconds[name].append(time.perf_counter() - start)
-    difference = float(np.abs(outcome["loop over detections"] - outcome["match and score"]).max())
+    loop, ours = partial(loop_over_detections, detections, lesions), partial(froc_sensitivities, detections, lesions)
+    difference = float(np.abs(loop() - ours()).max())
     if not difference <= 1e-12:
         sys.exit(f"The loop and the vectorised evaluation differ by {difference}.")
-
-    matches = match_per_image(detections, lesions)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    steps = {
+        "loop over detections": loop,
+        "match and score": ours,
+        "curve and sensitivities of the match table": lambda: froc_curve(matches).at(FPS_PER_IMAGE),
+        "check and convert COCO results": lambda: detections_from_results(results, image_ids),
+        f"match, score and resample {len(strata)} strata": resample,
+        "all of froc.json, with AP50": lambda: SplitEvaluation(images, read, **settings).summary(),
+    }
+    seconds = alternate(steps, args.repetitions)
+    medians = {name: spread(times)[0] for name, times in seconds.items()}
     ratio = medians["loop over detections"] / medians["match and score"]
     print(
         f"{len(images)} images, {matches.num_lesions} lesions, {len(matches.score)} detections, "
         f"{evaluation.weights.shape[1]} patients, {args.resamples} resamples; one core, median of {args.repetitions}"
     )
-    rows = [[name, median, min(seconds[name]), max(seconds[name])] for name, median in medians.items()]
+    rows = [[name, *spread(times)] for name, times in seconds.items()]
     print(tabulate(rows, ["", "median s", "min", "max"], floatfmt=".3f"))
     print(
         f"The loop takes {ratio:.0f} times as long as match and score, with the same sensitivities to {difference:.0e}."
     )
     if args.json:
         figures = {"medians": medians, "seconds": seconds, "ratio": ratio, "difference": difference}
-        with open(args.json, "w", encoding="utf-8") as f:
-            json.dump(
-                {**vars(args), "num_images": len(images), "num_lesions": matches.num_lesions, **figures}, f, indent=2
-            )
+        write_json(args.json, {**vars(args), "num_images": len(images), "num_lesions": matches.num_lesions, **figures})
 
 
 if __name__ == "__main__":

@@ -14,46 +14,30 @@ PNG decoded once (png), and the packed series (packed). All must give the same p
 
 import argparse
 import itertools
-import json
 import os
-import platform
-import statistics
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
 import torch
+from measuring import alternate, spread, write_json
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
 from a3d_det2.data import load_deeplesion, load_slice_stack
 from a3d_det2.data.packed import packed_path
+from a3d_det2.files import slice_number
 
 INTERVAL = 2.0  # mm between the slices of a stack
 FORMS = ("straightforward", "png", "packed")
-STAGES = ("read", "deliver", "mapper")
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder with DL_info.csv, Images_png and Images_packed")
-    parser.add_argument("--split", default="test", help="train, val, test or a split file")
-    parser.add_argument("--num-slices", type=int, default=7)
-    parser.add_argument("--intervals", type=float, nargs="+", default=[1.0, 5.0], help="z intervals in mm")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=100, help="key slices of each interval (default %(default)s)")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="see above")
-    parser.add_argument("--json", help="file to write the figures to as well")
-    return parser.parse_args()
 
 
 def straightforward_stack(path: str, num_slices: int, interval: float) -> np.ndarray:
     """As load_slice_stack, with a decoder call for every slice that an interpolation takes."""
-    folder, name = os.path.split(path)
-    key = int(os.path.splitext(name)[0])
+    folder, key = os.path.dirname(path), slice_number(path)
 
     def find(offset: int) -> str:
         while not os.path.exists(path_of := os.path.join(folder, f"{key + offset:03d}.png")):
@@ -75,83 +59,73 @@ def straightforward_stack(path: str, num_slices: int, interval: float) -> np.nda
     return np.stack(slices)
 
 
-class Delivered(Dataset):
-    """The stack of each key slice, as a tensor (D, H, W)."""
-
-    def __init__(self, records: list[dict], num_slices: int, form: str):
-        self.records, self.num_slices, self.form = records, num_slices, form
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        path, interval = self.records[index]["file_name"], self.records[index]["slice_interval"]
-        if self.form == "straightforward":
-            return torch.from_numpy(straightforward_stack(path, self.num_slices, interval))
-        stack = load_slice_stack(path, self.num_slices, interval, INTERVAL, packed=self.form == "packed")
-        return torch.from_numpy(stack)
+def make_stack(record: dict, num_slices: int, form: str) -> np.ndarray:
+    """(D, H, W) HU."""
+    path, interval = record["file_name"], record["slice_interval"]
+    if form == "straightforward":
+        return straightforward_stack(path, num_slices, interval)
+    return load_slice_stack(path, num_slices, interval, INTERVAL, packed=form == "packed")
 
 
-class Read(Delivered):
-    """The shape of the stack of each key slice, which is made for it."""
-
-    def __getitem__(self, index: int) -> tuple[int, ...]:
-        return tuple(super().__getitem__(index).shape)
+def read(stack: Callable[[dict], np.ndarray], record: dict) -> tuple[int, ...]:
+    return stack(record).shape
 
 
-class Mapped(Delivered):
-    """What the mapper makes of each key slice in training."""
-
-    def __init__(self, records: list[dict], num_slices: int, form: str):
-        from detectron2.data import transforms as T
-
-        from a3d_det2 import DeepLesionMapper, RandomAffine
-        from a3d_det2.data.sample import SampleLoader
-
-        super().__init__(records, num_slices, form)
-        stacks = Delivered(records, num_slices, form)
-        index = {record["file_name"]: i for i, record in enumerate(records)}
-        options = {
-            "is_train": True,
-            "num_slices": num_slices,
-            "slice_interval": INTERVAL,
-            "hu_window": (-1024, 2050),
-            "use_instance_mask": True,
-        }
-
-        class Stacks(SampleLoader):
-            def _load(self, record: dict) -> np.ndarray:
-                return stacks[index[record["file_name"]]].numpy()
-
-        self._mapper = DeepLesionMapper(augmentations=[T.RandomFlip(), RandomAffine()], **options)
-        self._mapper.load = Stacks(**options)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self._mapper(self.records[index])["image"]
+def deliver(stack: Callable[[dict], np.ndarray], record: dict) -> torch.Tensor:
+    return torch.from_numpy(stack(record))
 
 
-def bytes_read(dataset: Dataset) -> float:
-    """By this process, from files or their cache, per sample; NaN where the system does not say."""
-    if not os.path.exists("/proc/self/io"):
-        return float("nan")
-    before = _bytes_of_process()
-    for i in range(len(dataset)):
-        dataset[i]
-    return (_bytes_of_process() - before) / len(dataset)
+def image_of(mapper: Callable[[dict], dict], record: dict) -> torch.Tensor:
+    return mapper(record)["image"]
 
 
-def _bytes_of_process() -> int:
-    with open("/proc/self/io") as f:
-        return int(f.readline().split()[1])  # rchar
+def build_mapper(stack: Callable[[dict], np.ndarray]) -> Callable[[dict], dict]:
+    """Detectron2's mapper for training, with another way to make the stacks."""
+    from detectron2.data import transforms as T
+
+    from a3d_det2 import DeepLesionMapper, RandomAffine
+
+    mapper = DeepLesionMapper(
+        augmentations=[T.RandomFlip(), RandomAffine()],
+        is_train=True,
+        num_slices=1,  # not looked at: the stack is made here
+        slice_interval=INTERVAL,
+        hu_window=(-1024, 2050),
+        use_instance_mask=True,
+    )
+    mapper.load._load = stack
+    return mapper
 
 
-def samples_per_second(dataset: Dataset, workers: int) -> float:
+STAGES = {
+    "read": lambda stack: partial(read, stack),
+    "deliver": lambda stack: partial(deliver, stack),
+    "mapper": lambda stack: partial(image_of, build_mapper(stack)),
+}
+
+
+def samples_per_second(make: Callable[[dict], object], records: list[dict], workers: int) -> float:
     """From the first sample to the last, without the start of the workers."""
-    loader = iter(DataLoader(dataset, batch_size=None, num_workers=workers))
+    loader = iter(DataLoader(records, batch_size=None, num_workers=workers, collate_fn=make))
     next(loader)
     start = time.perf_counter()
     count = sum(1 for _ in loader)
     return count / (time.perf_counter() - start)
+
+
+def bytes_read(make: Callable[[dict], object], records: list[dict]) -> float:
+    """Bytes per sample that this process reads from files or their cache; NaN where the system does not say."""
+    if not os.path.exists("/proc/self/io"):
+        return float("nan")
+
+    def of_process() -> int:
+        with open("/proc/self/io") as f:
+            return int(f.readline().split()[1])  # rchar
+
+    before = of_process()
+    for record in records:
+        make(record)
+    return (of_process() - before) / len(records)
 
 
 def choose(records: list[dict], interval: float, count: int) -> list[dict]:
@@ -163,55 +137,49 @@ def choose(records: list[dict], interval: float, count: int) -> list[dict]:
     ]
     if not packed:
         raise SystemExit(f"No packed series with slices {interval} mm apart; see --intervals, --split.")
-    sizes = Counter((record["height"], record["width"]) for record in packed)
-    size = sizes.most_common(1)[0][0]
+    by_size = Counter((record["height"], record["width"]) for record in packed)
+    size = by_size.most_common(1)[0][0]
     packed = [record for record in packed if (record["height"], record["width"]) == size]
-    order = np.random.default_rng(0).permutation(len(packed))[:count]
-    return [packed[i] for i in order]
+    return [packed[i] for i in np.random.default_rng(0).permutation(len(packed))[:count]]
 
 
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder with DL_info.csv, Images_png and Images_packed")
+    parser.add_argument("--split", default="test", help="train, val, test or a split file")
+    parser.add_argument("--num-slices", type=int, default=7)
+    parser.add_argument("--intervals", type=float, nargs="+", default=[1.0, 5.0], help="z intervals in mm")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--samples", type=int, default=100, help="key slices of each interval (default %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="see above")
+    parser.add_argument("--json", help="file to write the figures to as well")
+    args = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     records = load_deeplesion(os.path.join(args.root, "DL_info.csv"), os.path.join(args.root, "Images_png"), args.split)
+    stacks = {form: partial(make_stack, num_slices=args.num_slices, form=form) for form in FORMS}
     rows = []
     for interval in args.intervals:
         chosen = choose(records, interval, args.samples)
-        stacks = {form: Delivered(chosen, args.num_slices, form) for form in FORMS}
-        for i in range(len(chosen)):
-            first = stacks["straightforward"][i]
-            if not all(torch.equal(stacks[form][i], first) for form in FORMS):
-                raise SystemExit(f"{chosen[i]['file_name']}: the forms give different pixels.")
-        size = {form: bytes_read(stacks[form]) for form in FORMS}
+        for record in chosen:
+            first, *others = (stack(record) for stack in stacks.values())
+            if not all(np.array_equal(other, first) for other in others):
+                raise SystemExit(f"{record['file_name']}: the forms give different pixels.")
+        size = {form: bytes_read(stack, chosen) for form, stack in stacks.items()}
         for stage, workers in itertools.product(args.stages, args.workers):
-            kind = {"read": Read, "deliver": Delivered, "mapper": Mapped}[stage]
-            speed = {form: [] for form in FORMS}
-            title = f"{interval} mm, {stage}, {workers} workers"
-            for _ in tqdm(range(args.repetitions), desc=title, unit="repetition"):
-                for form in FORMS:
-                    speed[form].append(samples_per_second(kind(chosen, args.num_slices, form), workers))
-            median = {form: statistics.median(values) for form, values in speed.items()}
-            for form in FORMS:
-                rows.append(
-                    {
-                        "stage": stage,
-                        "interval_mm": interval,
-                        "workers": workers,
-                        "form": form,
-                        "samples_per_s": median[form],
-                        "lowest": min(speed[form]),
-                        "highest": max(speed[form]),
-                        "ratio": median[form] / median["straightforward"],
-                        "MB_read": size[form] / 1e6,
-                    }
-                )
+            steps = {form: STAGES[stage](stack) for form, stack in stacks.items()}
+            measure = partial(samples_per_second, records=chosen, workers=workers)
+            speed = {form: spread(s) for form, s in alternate(steps, args.repetitions, measure).items()}
+            for form, (median, lowest, highest) in speed.items():
+                rows.append({"stage": stage, "interval_mm": interval, "workers": workers, "form": form})
+                rows[-1] |= {"samples_per_s": median, "lowest": lowest, "highest": highest}
+                rows[-1] |= {"ratio": median / speed["straightforward"][0], "MB_read": size[form] / 1e6}
     height, width = chosen[0]["height"], chosen[0]["width"]
     print(f"{args.num_slices} slices, {height} x {width}; medians of {args.repetitions}, same pixels")
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g"))
     if args.json:
-        with open(args.json, "w", encoding="utf-8") as f:
-            json.dump({"machine": platform.platform(), "cpus": os.cpu_count(), "rows": rows}, f, indent=1)
+        write_json(args.json, {"rows": rows})
 
 
 if __name__ == "__main__":

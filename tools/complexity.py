@@ -11,26 +11,25 @@ What the paper counts is the trunk: stem, dense blocks and transitions; not the 
                 element of a ReLU + 1 per input element of a pooling. Mixing outside of a convolution is not seen.
     GMACs       true multiply-accumulates: of the convolutions and of the mixing.
 
+Of p3d the K x 1 x 1 convolutions after the 1 x 1 and the 3 x 3 convolutions account for 67.59 and 157.72; the rest of
+the published 67.79 and 158.18 is one more norm and ReLU after each 1 x 1 convolution, which the operator as the paper
+defines it does not have.
+
 Times, of the forward and of forward and backward, are medians over repetitions that alternate between the operators,
 relative to the seconds that the same trunk takes without fusion.
 """
 
 import argparse
-import json
-import os
-import shlex
-import statistics
-import sys
 from collections import defaultdict
-from datetime import date
+from functools import partial
 from math import prod
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
+from measuring import alternate, spread, write_json
 from tabulate import tabulate
-from timing import time_alternating
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,18 +37,12 @@ from a3d_det2 import add_a3d_config
 from a3d_det2.layers import FUSION_CONVS
 
 REPO = Path(__file__).resolve().parents[1]
-TABLE_1 = {
-    **{(op, 3): 40.64 for op in ("none", "acs", "tsm", "alignshift", "a3d")},
-    **{(op, 7): 94.83 for op in ("none", "acs", "tsm", "alignshift", "a3d")},
-    ("i3d", 3): 78.69,
-    ("i3d", 7): 183.61,
-    ("p3d", 3): 67.79,
-    ("p3d", 7): 158.18,
+TABLE_1 = {  # GFLOPs of the published trunk at 512 x 512, with 3 and 7 slices
+    **{op: {3: 40.64, 7: 94.83} for op in ("none", "acs", "tsm", "alignshift", "a3d")},
+    "i3d": {3: 78.69, 7: 183.61},
+    "p3d": {3: 67.79, 7: 158.18},
 }
-P3D_NOTE = """\
-p3d: its K x 1 x 1 convolutions after the 1 x 1 and the 3 x 3 convolutions account for 67.59 and 157.72; the rest of the
-published 67.79 and 158.18 is one more norm and ReLU after each 1 x 1 convolution, which the operator as the paper
-defines it does not have."""
+SHAPE = ("BLOCK_CONFIG", "GROWTH_RATE", "NUM_INIT_FEATURES", "BN_SIZE")
 
 aten = torch.ops.aten
 _CONVOLUTION, _MIXING = (aten.convolution,), (aten.bmm, aten.baddbmm, aten.lerp)
@@ -64,12 +57,13 @@ _ELEMENT_WISE = {  # operations per element of the first input, in the published
 }
 
 
-def load_config(path: str) -> CfgNode:
+def load_config(path: str | Path | None, *opts) -> CfgNode:
+    """A config, or for None the defaults, to build on the CPU; SyncBN counts as BN does and needs several processes."""
     cfg = get_cfg()
     add_a3d_config(cfg)
-    cfg.merge_from_file(path)
-    cfg.MODEL.DEVICE = "cpu"  # where it is built
-    cfg.MODEL.A3D.NORM = "BN"  # SyncBN counts the same and needs several processes
+    if path:
+        cfg.merge_from_file(str(path))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.A3D.NORM", "BN", *opts])
     return cfg
 
 
@@ -93,14 +87,15 @@ def count(cfg: CfgNode, size: int) -> dict[str, float]:
     """Parameters and operations of the config's trunk on one sample; nothing is computed.
 
     Returns:
-        parameters, and in units of 1e9: published_gflops, convolution_gmacs, mixing_gmacs.
+        parameters; in units of 1e9 published_gflops, convolution_gmacs, mixing_gmacs; and for a trunk and size of Table
+        1 table_1.
     """
     trunk = build_trunk(cfg, "meta").eval()
     formulas = {
-        op: lambda shape, *args, out_shape=None, _each=each, **kwargs: _each * prod(shape)
-        for op, each in _ELEMENT_WISE.items()
+        overload: lambda shape, *args, out_shape=None, _each=each, **kwargs: _each * prod(shape)
+        for op, each in {**_ELEMENT_WISE, aten.lerp: 4}.items()  # lerp: two multiply-accumulates
+        for overload in (op, *(getattr(op, name) for name in op.overloads()))  # else torch 2.14 decomposes a norm
     }
-    formulas[aten.lerp] = lambda shape, *args, out_shape=None, **kwargs: 4 * prod(shape)  # two multiply-accumulates
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     with torch.no_grad(), counter:
         trunk(*trunk_input(cfg, size, "meta"))
@@ -108,38 +103,34 @@ def count(cfg: CfgNode, size: int) -> dict[str, float]:
     convolution, mixing, element_wise = (
         sum(flops.get(op, 0) for op in ops) / 1e9 for ops in (_CONVOLUTION, _MIXING, _ELEMENT_WISE)
     )
-    return {
+    result = {
         "parameters": sum(p.numel() for p in trunk.parameters()),
         "published_gflops": convolution / 2 + element_wise,  # torch counts 2 per multiply-accumulate
         "convolution_gmacs": convolution / 2,
         "mixing_gmacs": mixing / 2,
     }
+    a3d, default = cfg.MODEL.A3D, load_config(None).MODEL.A3D
+    published = "densenet" in cfg.MODEL.BACKBONE.NAME and all(a3d[key] == default[key] for key in SHAPE)
+    if published and size == 512:
+        result["table_1"] = TABLE_1[a3d.OPERATOR].get(a3d.NUM_SLICES)
+    return result
 
 
-def without_fusion(cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.THICKNESS_AWARE = "none", False
-    return cfg
-
-
-def measure(configs: dict[str, CfgNode], size: int, repeat: int, device: str) -> dict[str, dict[str, float]]:
+def measure(paths: dict[str, str], size: int, repeat: int, device: str) -> dict[str, dict[str, float]]:
     """Median times of the configs' trunks relative to the same trunk without fusion.
 
     Returns:
         per config inference and training (forward and backward), and the seconds they are relative to.
     """
-    groups: dict[str, dict[str, CfgNode]] = defaultdict(dict)
-    for name, cfg in configs.items():
-        baseline = without_fusion(cfg)
-        groups[f"{baseline.MODEL.BACKBONE.NAME} {baseline.MODEL.A3D} {baseline.MODEL.RESNETS}"][name] = cfg
-    ratios = {}
+    groups: dict[str, dict[str, CfgNode]] = defaultdict(dict)  # by the model without fusion
+    for name, path in paths.items():
+        baseline = load_config(path, "MODEL.A3D.OPERATOR", "none", "MODEL.A3D.THICKNESS_AWARE", False)
+        group = groups[f"{baseline.MODEL.BACKBONE} {baseline.MODEL.A3D} {baseline.MODEL.RESNETS}"]
+        group |= {"without fusion": baseline, name: load_config(path)}
+    results = defaultdict(dict)
     for group in groups.values():
         trunks = {name: build_trunk(cfg, "cpu").to(device) for name, cfg in group.items()}
-        first = next(iter(group.values()))
-        none = next((name for name, cfg in group.items() if cfg.MODEL.A3D.OPERATOR == "none"), "without fusion")
-        if none not in trunks:
-            trunks[none] = build_trunk(without_fusion(first), "cpu").to(device)
-        inputs = trunk_input(first, size, device)
+        inputs = trunk_input(group["without fusion"], size, device)
 
         def infer(trunk, inputs=inputs):
             with torch.no_grad():
@@ -149,16 +140,13 @@ def measure(configs: dict[str, CfgNode], size: int, repeat: int, device: str) ->
             sum(y.mean() for y in trunk.train()(*inputs).values()).backward()
             trunk.zero_grad()
 
-        medians = {}
         for kind, step in (("inference", infer), ("training", train)):
-            seconds = time_alternating(
-                {name: lambda trunk=trunk, step=step: step(trunk) for name, trunk in trunks.items()}, repeat
-            )
-            medians[kind] = {name: statistics.median(values) for name, values in seconds.items()}
-        for name in group:
-            ratios[name] = {kind: medians[kind][name] / medians[kind][none] for kind in medians}
-            ratios[name] |= {f"{kind}_seconds_without_fusion": medians[kind][none] for kind in medians}
-    return ratios
+            seconds = alternate({name: partial(step, trunk) for name, trunk in trunks.items()}, repeat)
+            medians = {name: spread(values)[0] for name, values in seconds.items()}
+            without = medians.pop("without fusion")
+            for name, median in medians.items():
+                results[name] |= {kind: median / without, f"{kind}_seconds_without_fusion": without}
+    return results
 
 
 def main() -> None:
@@ -169,58 +157,30 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="rounds of the measurement (default %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to measure (default %(default)s)")
     parser.add_argument("--json", help="write all numbers to this file")
-    parser.add_argument("--table", help="write the table to this Markdown file")
     args = parser.parse_args()
     paths = args.configs or [f"{REPO}/configs/{op}_{slices}slice.yaml" for slices in (3, 7) for op in FUSION_CONVS]
     stems = [Path(path).stem for path in paths]
-    names = stems if len(set(stems)) == len(stems) else paths
-    configs = {name: load_config(path) for name, path in zip(names, paths, strict=True)}
-
-    results = {name: count(cfg, args.size) for name, cfg in configs.items()}
-    default = get_cfg()
-    add_a3d_config(default)
-    for name, cfg in configs.items():
-        shape = [cfg.MODEL.A3D[key] for key in ("BLOCK_CONFIG", "GROWTH_RATE", "NUM_INIT_FEATURES", "BN_SIZE")]
-        published = [default.MODEL.A3D[key] for key in ("BLOCK_CONFIG", "GROWTH_RATE", "NUM_INIT_FEATURES", "BN_SIZE")]
-        if "densenet" in cfg.MODEL.BACKBONE.NAME and shape == published and args.size == 512:
-            results[name]["table_1"] = TABLE_1.get((cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.NUM_SLICES))
+    paths = dict(zip(stems if len(set(stems)) == len(stems) else paths, paths, strict=True))
+    results = {name: count(load_config(path), args.size) for name, path in paths.items()}
     if args.time:
-        for name, ratios in measure(configs, args.size, args.repeat, args.device).items():
-            results[name] |= ratios
-    if args.json:
-        Path(args.json).write_text(json.dumps({"size": args.size, "repeat": args.repeat, "configs": results}, indent=2))
+        for name, times in measure(paths, args.size, args.repeat, args.device).items():
+            results[name] |= times
 
     columns = {
-        "parameters": ("parameters (M)", lambda r: f"{r['parameters'] / 1e6:.2f}"),
-        "published_gflops": ("GFLOPs", lambda r: f"{r['published_gflops']:.2f}"),
-        "table_1": ("Table 1", lambda r: f"{r['table_1']:.2f}"),
-        "convolution_gmacs": ("conv GMACs", lambda r: f"{r['convolution_gmacs']:.2f}"),
-        "mixing_gmacs": ("mixing GMACs", lambda r: f"{r['mixing_gmacs']:.2f}"),
-        "inference": (
-            "inference time",
-            lambda r: f"x {r['inference']:.2f} of {r['inference_seconds_without_fusion']:.2f} s",
-        ),
-        "training": (
-            "training time",
-            lambda r: f"x {r['training']:.2f} of {r['training_seconds_without_fusion']:.2f} s",
-        ),
+        "parameters (M)": lambda r: r["parameters"] / 1e6,
+        "GFLOPs": lambda r: r["published_gflops"],
+        "Table 1": lambda r: r.get("table_1"),
+        "conv GMACs": lambda r: r["convolution_gmacs"],
+        "mixing GMACs": lambda r: r["mixing_gmacs"],
     }
-    shown = [key for key in columns if any(result.get(key) is not None for result in results.values())]
-    rows = [
-        [name, *("" if result.get(key) is None else columns[key][1](result) for key in shown)]
-        for name, result in results.items()
-    ]
-    table = tabulate(rows, ["config", *(columns[key][0] for key in shown)], "github", disable_numparse=True)
-    notes = [f"Trunk at {args.size} x {args.size}", table]
-    if any(result.get("table_1") and configs[name].MODEL.A3D.OPERATOR == "p3d" for name, result in results.items()):
-        notes.append(P3D_NOTE)
-    print("\n\n".join(notes))
-    if args.table:
-        command = shlex.join(["python", "tools/complexity.py", *sys.argv[1:]])
-        machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}, device {args.device}"
-        explanation = __doc__[__doc__.index("What the paper counts") :].strip()
-        page = ["# Parameters, operations and time", f"`{command}`,\n{date.today()}, {machine}.", explanation, *notes]
-        Path(args.table).write_text("\n\n".join(page) + "\n")
+    for kind in ("inference", "training") if args.time else ():
+        columns[f"{kind} / none"] = lambda r, kind=kind: r[kind]
+        columns[f"{kind} of none (s)"] = lambda r, kind=kind: r[f"{kind}_seconds_without_fusion"]
+    rows = [[name, *(value(result) for value in columns.values())] for name, result in results.items()]
+    print(f"Trunk at {args.size} x {args.size}\n")
+    print(tabulate(rows, ["config", *columns], "github", floatfmt=".2f"))
+    if args.json:
+        write_json(args.json, {"size": args.size, "repeat": args.repeat, "configs": results})
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 from tabulate import tabulate
+
+from a3d_det2.optional import detectron2_problem
 
 REPO = Path(__file__).resolve().parents[1]
 RUNS = {"A3D, 7 slices": "a3d_7slice", "the key slice alone": "a3d_1slice"}
@@ -61,7 +62,7 @@ def main() -> None:
     output, start = args.output.resolve(), time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
     datasets = {"DETECTRON2_DATASETS": str(output)}
-    installed = find_spec("detectron2") is not None
+    installed = detectron2_problem() is None
     engine = args.engine or ("detectron2" if installed else "torchvision")
     why = "asked for" if args.engine else f"Detectron2 is {'' if installed else 'not '}installed"
     print(f"Engine: {engine} ({why}), {ENGINES[engine]}", flush=True)
@@ -75,31 +76,24 @@ def main() -> None:
         command = [ENGINES[engine], "--config-file", config, "OUTPUT_DIR", str(output / name), *args.opts]
         run(f"{i + 2}. Train and evaluate: {title}", output / f"{name}.log", *command, **datasets)
     results = output / "a3d_7slice" / "inference"
-    pictures = ["--dataset", "phantom_test", "--output", str(output / "pictures")]
-    command = ["tools/visualize_json_results.py", "--input", str(results / "coco_instances_results.json"), *pictures]
+    command = ["tools/visualize_json_results.py", "--input", str(results / "coco_instances_results.json")]
+    command += ["--dataset", "phantom_test", "--output", str(output / "pictures")]
     run("4. Pictures", output / "pictures.log", *command, **datasets)
     files = [f"{title}={output / name / 'inference' / 'coco_instances_results.json'}" for title, name in RUNS.items()]
     command = ["tools/evaluate.py", "--ground-truth", str(output / "phantom" / "DL_info.csv"), "--compare", *files]
     run("5. Report", output / "report.log", *command, "--output", str(output / "report"), "--gallery", "4")
 
-    reports = {
-        title: json.loads((output / name / "inference" / "froc.json").read_text()) for title, name in RUNS.items()
-    }
-    rows = [[title, *r["sensitivity"], r["average"]] for title, r in reports.items()]
-    first = next(iter(reports.values()))
-    header = ["model input", *(f"{fps:g}" for fps in first["fps_per_image"]), "Avg. (0.5-4)"]
+    reports = [json.loads((output / name / "inference" / "froc.json").read_text()) for name in RUNS.values()]
+    rows = [[title, *r["sensitivity"], r["average"]] for title, r in zip(RUNS, reports, strict=True)]
+    header = ["model input", *(f"{fps:g}" for fps in reports[0]["fps_per_image"]), "Avg. (0.5-4)"]
     print(
-        f"\nSensitivity at false positives per image, on the {first['num_lesions']} lesions of the "
-        f"{first['num_images']} held-out phantom key slices:\n{tabulate(rows, header, floatfmt='.3f')}"
+        f"\nSensitivity at false positives per image, on the {reports[0]['num_lesions']} lesions of the "
+        f"{reports[0]['num_images']} held-out phantom key slices:\n{tabulate(rows, header, floatfmt='.3f')}"
     )
     print(f"\nDone in {time.monotonic() - start:.0f} s. Written:")
-    for path in (
-        results / "froc.json",
-        results / "froc.png",
-        output / "pictures" / "overview.png",
-        output / "report" / "report.html",
-    ):
-        print(f"  {os.path.relpath(path, Path.cwd())}")
+    pages = (output / "pictures" / "overview.png", output / "report" / "report.html")
+    for path in (results / "froc.json", results / "froc.png", *pages):
+        print(f"  {os.path.relpath(path)}")
     print(f"Engine: {engine}")
 
 

@@ -24,7 +24,7 @@ if [[ ! -x $python ]]; then
     "${PYTHON3:-python3}" -m venv "$venv"
 fi
 if [[ ! -e $venv/.installed || setup.py -nt $venv/.installed ||
-    a3d_det2/layers/csrc/mixing.cpp -nt $venv/.installed ]]; then
+    a3d_det2/kernels/csrc/mixing.cpp -nt $venv/.installed ]]; then
     echo "Installing torch, torchvision and a3d_det2 (the first time, this downloads several GB)"
     # setuptools 81 dropped pkg_resources, which Detectron2's model zoo imports.
     "$python" -m pip install --quiet torch torchvision "setuptools<81" wheel ninja
@@ -33,7 +33,7 @@ if [[ ! -e $venv/.installed || setup.py -nt $venv/.installed ||
 fi
 
 [[ ${ENGINE:-} != torchvision ]] || exit 0
-have_detectron2() { "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('detectron2') is None)"; }
+have_detectron2() { "$python" -c "from a3d_det2.optional import detectron2_problem as p; exit(p() is not None)"; }
 pip_install() { "$python" -m pip install --quiet --no-build-isolation "$@"; }
 
 if have_detectron2 && [[ -z $requirement || $requirement == "$(cat "$venv/.detectron2" 2>/dev/null)" ]]; then

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from a3d_det2.data import load_slice_stack
 from a3d_det2.data.deeplesion import load_named
-from a3d_det2.evaluation.detections import read_detections
-from a3d_det2.evaluation.visualization import plot_key_slices
+from a3d_det2.evaluation.detection_reader import read_detections
+from a3d_det2.evaluation.report.figures import plot_key_slices
 
 
 def parse_args() -> argparse.Namespace:

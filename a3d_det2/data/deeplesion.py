@@ -1,4 +1,4 @@
-"""DeepLesion's DL_info.csv -> dataset dicts in Detectron2's format, and their registration.
+"""DeepLesion's DL_info.csv -> dataset dicts in Detectron2's format.
 
 Reading needs no Detectron2 and opens no image.
 """
@@ -6,7 +6,6 @@ Reading needs no Detectron2 and opens no image.
 import logging
 import math
 import os
-from functools import partial
 
 from .dl_info import LESION_TYPES, SPLITS, read_rows
 from .mask_file import MASK_FILE, read_masks
@@ -85,26 +84,6 @@ def load_with_masks(csv_path: str, image_root: str, split: str, drop_noisy: bool
     return load_deeplesion(csv_path, image_root, split, drop_noisy=drop_noisy, mask_path=masks)
 
 
-def register_deeplesion(name: str, csv_path: str, image_root: str, split: str, *, drop_noisy: bool = True) -> None:
-    """Register a split in Detectron2's catalogs; the file is read when the dataset is first used, see
-    :func:`load_with_masks`.
-
-    Args:
-        name: what DATASETS.TRAIN and DATASETS.TEST call it.
-        csv_path, image_root, split, drop_noisy: see :func:`load_deeplesion`.
-    """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    DatasetCatalog.register(name, partial(load_with_masks, csv_path, image_root, split, drop_noisy))
-    MetadataCatalog.get(name).set(
-        thing_classes=["lesion"],
-        evaluator_type="deeplesion",
-        csv_file=csv_path,
-        image_root=image_root,
-        lesion_types=LESION_TYPES,
-    )
-
-
 def datasets_root() -> str:
     """``$DETECTRON2_DATASETS``, or ``datasets``."""
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
@@ -144,9 +123,3 @@ def load_named(name: str) -> list[dict]:
     if name not in splits:
         raise ValueError(f"Unknown dataset {name!r}. Choose one of {', '.join(splits)}.")
     return load_with_masks(*splits[name])
-
-
-def register_all_deeplesion(root: str) -> None:
-    """Register all :func:`named_splits`."""
-    for name, arguments in named_splits(root).items():
-        register_deeplesion(name, *arguments)

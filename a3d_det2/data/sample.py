@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from fvcore.transforms.transform import Transform
 
@@ -84,9 +83,6 @@ class SampleLoader:
         ):
             if value not in choices:
                 raise ValueError(f"Unknown {name} {value!r}. Choose one of {', '.join(choices)}.")
-        # A thread of OpenCV's that holds its lock while a worker is forked is not in the worker, which then waits for
-        # ever; there are as many workers as there shall be threads. For the whole process.
-        cv2.setNumThreads(0)
         self.is_train = is_train
         self.num_slices = num_slices
         self.slice_interval = slice_interval

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from fvcore.transforms.transform import HFlipTransform, ScaleTransform, Transform, TransformList, VFlipTransform
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from ..config import loader_timeout
 from .png import UnreadableSlice
 from .sample import SampleLoader, sample_options
 from .transforms import draw_affine, draw_hu_jitter
+from .workers import turn_off_opencv_threads
 
 
 class LesionDataset(Dataset):
@@ -107,3 +109,18 @@ def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0
         change = partial(change, affine=limits, jitter=(jitter.PROB, jitter.OFFSET, jitter.GAIN))
     load = SampleLoader(**(sample_options(cfg, is_train) | {"mask_format": "bitmask"}))  # all that torchvision takes
     return LesionDataset(records, load, change, seed)
+
+
+def build_loader(cfg, records: list[dict], items: Sequence[int], batch_size: int, **options) -> DataLoader:
+    """The data loader of a config.
+
+    Args:
+        records: as :func:`load_deeplesion` makes them.
+        items: of the :class:`LesionDataset`, in the order of the batches.
+        batch_size: items in a batch, which is a list.
+        options: see :func:`build_lesion_dataset`.
+    """
+    turn_off_opencv_threads()
+    dataset = build_lesion_dataset(cfg, records, **options)
+    how = {"num_workers": cfg.DATALOADER.NUM_WORKERS, "timeout": loader_timeout(cfg), "collate_fn": list}
+    return DataLoader(dataset, batch_size, sampler=items, **how)

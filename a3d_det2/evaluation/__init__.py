@@ -1,16 +1,19 @@
-"""From the inside out:
+"""How good detections are.
 
-    matching           which detections hit which lesions; NumPy alone, as the next two
-    froc               curve and sensitivities of the match table
-    bootstrap          confidence intervals over patients, and the paired test
-    strata             parts of a split
-    average_precision, mask_quality    COCO's AP50; Dice and diameters
-    detections         reads and checks results
-    summary            all of these of one result, and of the difference of two
-    results            the files and metrics that a training ends with
-    tables, visualization, gallery, report    what people look at
+    matching             which detections hit which lesions; NumPy alone, as the next two
+    froc                 curve and sensitivities of the match table
+    bootstrap            confidence intervals over patients, and the paired test
+    strata               parts of a split
+    average_precision    COCO's AP50
+    mask_quality         Dice and diameters
+    detection_reader     reads and checks results
+    split_evaluation     all of these for one result on a split, and for the difference of two
+    report               what people look at: tables, figures, gallery, page
+    evaluation_files     the files and metrics that an evaluation of either engine ends with
+    deeplesion_evaluation    Detectron2's evaluator, the only one here that imports Detectron2
 
-The evaluator of Detectron2 is imported by the package's own ``__init__``.
+detections, summary, results, tables and visualization are other names of detection_reader, split_evaluation,
+evaluation_files, report.tables and report.figures.
 """
 
 from .froc import FrocCurve, froc_curve, froc_sensitivities

@@ -7,7 +7,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .detections import Detections
+from .detection_reader import Detections
 from .matching import is_box
 
 MAX_DETECTIONS = 100  # of an image, as in COCO's AP

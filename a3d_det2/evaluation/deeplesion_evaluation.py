@@ -7,9 +7,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
+from .evaluation_files import evaluate_results
 from .froc import FPS_PER_IMAGE
 from .matching import MatchRule
-from .results import evaluate_results
 
 
 class DeepLesionEvaluator(DatasetEvaluator):

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from .detections import Detections
+from .detection_reader import Detections
 from .matching import Matches
 from .strata import long_diameter
 

@@ -1,8 +1,8 @@
 import torch
 from torch import Tensor, nn
 
+from ..kernels.mixing import mix_slices
 from .fusion_conv import FusionConv
-from .mixing import mix_slices
 from .thickness import check_reference, identity_share
 
 
@@ -52,7 +52,7 @@ class A3DConv(FusionConv):
 
         Args:
             x: (N, C_in, D, H, W)
-            thickness: (N,) in mm, for ``thickness_aware``.
+            thickness: (N,) in mm, for ``thickness_aware``; None is that of the scope.
 
         Returns:
             the same shape.
@@ -72,7 +72,4 @@ class A3DConv(FusionConv):
         return torch.lerp(self.fusion_weight, identity, share.view(-1, 1, 1, 1))
 
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        return self.fuse_mixed(self.mix(x, thickness), thickness)
-
-    def fuse_mixed(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         return self.slice_conv(x)

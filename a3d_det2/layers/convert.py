@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.jit import ScriptModule
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from .build import build_fusion_conv
+from .convertible import check_convertible, check_not_held_elsewhere, check_not_tied, check_plain
 from .fusion_conv import FusionConv, fold_slices, unfold_slices
+from .thickness import current_thickness, slice_thickness
 
 # How the three colour channels of a 2D network's first convolution become one grey channel.
 STEM_WEIGHTS = ("middle", "sum")
@@ -60,14 +60,14 @@ def convert_to_3d(
     Raises:
         ValueError: if a module cannot be converted; the message names its path in the network.
     """
-    module = copy.deepcopy(module)
-    frame = _Frame(num_slices)
+    module, subclasses = copy.deepcopy(module), subclasses or {}
+    forward = _Forward(module, num_slices)
     stem = None if stem_weights is None else _colour_stem(module, stem_weights)
     exchanged: dict[nn.Module, FusionConv] = {}
 
     def exchange(path: str, conv: nn.Conv2d) -> FusionConv:
         try:
-            finish = _finish(conv, subclasses or {})
+            check_plain(conv, subclasses)
             in_channels = 1 if conv is stem else conv.in_channels
             plain = slice_wise is not None and slice_wise(path, conv)
             fusion_conv = build_fusion_conv(
@@ -94,15 +94,16 @@ def convert_to_3d(
             fusion_conv.bias.data.copy_(conv.bias.detach())
             fusion_conv.bias.requires_grad_(conv.bias.requires_grad)
         if path:
-            fusion_conv.register_forward_pre_hook(frame.unfold)
-            fusion_conv.register_forward_hook(frame.fold)
-        finish(fusion_conv, conv)
+            fusion_conv.register_forward_pre_hook(forward.unfold)
+            fusion_conv.register_forward_hook(forward.fold)
+        if type(conv) in subclasses:
+            subclasses[type(conv)](fusion_conv, conv)
         return fusion_conv.train(conv.training)
 
     places = list(_walk(module))
-    _check_not_tied({child: path for path, _, _, child in places if isinstance(child, nn.Conv2d)})
+    check_not_tied({child: path for path, _, _, child in places if isinstance(child, nn.Conv2d)})
     for path, parent, name, child in places:
-        _check_convertible(path, child)
+        check_convertible(path, child)
         if isinstance(child, nn.Conv2d):
             if child not in exchanged:
                 exchanged[child] = exchange(path, child)
@@ -111,10 +112,9 @@ def convert_to_3d(
             parent.register_module(name, exchanged[child])
     if not exchanged:
         raise ValueError(f"Cannot convert {type(module).__name__}: there is no nn.Conv2d in it.")
-    _check_not_held_elsewhere(module, exchanged)
-    frame.uncalled = set(exchanged.values())
-    module.register_forward_pre_hook(frame.enter, with_kwargs=True)
-    module.register_forward_hook(frame.leave)
+    check_not_held_elsewhere(module, exchanged)
+    forward.uncalled = set(exchanged.values())
+    module.forward = forward
     return module
 
 
@@ -141,42 +141,47 @@ def check_stem_weights(stem_weights: str) -> None:
         raise ValueError(f"Unknown stem_weights {stem_weights!r}. Choose one of {', '.join(STEM_WEIGHTS)}.")
 
 
-class _Frame:
-    """What the hooks of one converted network share: D, and the slice thickness of the current input."""
+class _Forward:
+    """What a converted network has as its ``forward``; its convolutions' hooks share what it knows."""
 
-    def __init__(self, num_slices: int):
+    def __init__(self, module: nn.Module, num_slices: int):
+        self.module = module
+        self.original = vars(module).get("forward")  # where somebody has replaced that of the class
         self.num_slices = num_slices
         self.batch_size = 0
-        self.thickness: Tensor | None = None
         self.uncalled: set[FusionConv] | None = set()  # until the first forward has ended
-        # A checkpointed part of the network is run once more in the backward: with which thickness.
+        # A checkpointed part of the network is run once more in the backward, outside of all scopes: with which
+        # thickness, and whether the forwards since then leave a doubt about that.
         self._trained: Tensor | None = None
         self._ambiguous = self._recomputed = False
 
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        x, self.thickness = _input(*args, **kwargs)
+    def __call__(self, x: Tensor, thickness: Tensor | None = None):
+        name = type(self.module).__name__
         if x.dim() != 5 or x.shape[2] != self.num_slices:
             raise ValueError(
-                f"The converted {type(module).__name__} takes an input of shape (N, C, D, H, W) with "
-                f"D = {self.num_slices}. Got {tuple(x.shape)} instead!"
+                f"The converted {name} takes an input of shape (N, C, D, H, W) with D = {self.num_slices}. "
+                f"Got {tuple(x.shape)} instead!"
             )
         self.batch_size = len(x)
-        if self.thickness is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            pending = self._trained is not None and not self._recomputed
-            self._ambiguous = pending and (self._ambiguous or not torch.equal(self._trained, self.thickness))
-            self._trained, self._recomputed = self.thickness, False
-        return (fold_slices(x),), {}
-
-    def leave(self, module: nn.Module, args: tuple, output):
-        if self.uncalled and not torch.compiler.is_compiling():
-            names = ", ".join(name for name, conv in module.named_modules() if conv in self.uncalled)
-            logging.getLogger(__name__).warning(
-                f"The first forward of the converted {type(module).__name__} did not call {names}. If it uses their "
-                "weights in another way, no slices are fused there."
-            )
+        with slice_thickness(thickness):
+            self._remember(current_thickness())
+            images = fold_slices(x)
+            output = self.original(images) if self.original else type(self.module).forward(self.module, images)
         if not torch.compiler.is_compiling():
+            if self.uncalled:
+                names = ", ".join(name for name, conv in self.module.named_modules() if conv in self.uncalled)
+                logging.getLogger(__name__).warning(
+                    f"The first forward of the converted {name} did not call {names}. If it uses their weights in "
+                    "another way, no slices are fused there."
+                )
             self.uncalled = None
         return tree_map(self._unfold_output, output)
+
+    def _remember(self, thickness: Tensor | None) -> None:
+        if thickness is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            pending = self._trained is not None and not self._recomputed
+            self._ambiguous = pending and (self._ambiguous or not torch.equal(self._trained, thickness))
+            self._trained, self._recomputed = thickness, False
 
     def _unfold_output(self, y):
         if not isinstance(y, Tensor):
@@ -202,15 +207,15 @@ class _Frame:
             )
         if torch.compiler.is_compiling():
             # With the batch size at hand the compiler has no quotient of sizes to think about.
-            return x.unflatten(0, (self.batch_size, self.num_slices)).transpose(1, 2), self.thickness
+            return (x.unflatten(0, (self.batch_size, self.num_slices)).transpose(1, 2),)
         if self.uncalled:
             self.uncalled.discard(conv)
-        return unfold_slices(x, self.num_slices), self._current_thickness()
+        return unfold_slices(x, self.num_slices), self._recomputed_thickness()
 
-    def _current_thickness(self) -> Tensor | None:
-        in_backward = torch._C._current_graph_task_id() != -1
-        if self.thickness is None or not in_backward:
-            return self.thickness
+    def _recomputed_thickness(self) -> Tensor | None:
+        """None in a forward, where the scope has it."""
+        if self._trained is None or torch._C._current_graph_task_id() == -1:
+            return None
         if self._ambiguous:
             raise RuntimeError(
                 "A checkpointed part of a converted network is run once more in the backward, after forwards with "
@@ -223,10 +228,6 @@ class _Frame:
         return fold_slices(y)
 
 
-def _input(x: Tensor, thickness: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    return x, thickness
-
-
 def _walk(
     module: nn.Module, path: str = "", parent: nn.Module | None = None, name: str = ""
 ) -> Iterator[tuple[str, nn.Module | None, str, nn.Module]]:
@@ -237,61 +238,6 @@ def _walk(
             yield from _walk(child, f"{path}.{child_name}".lstrip("."), module, child_name)
 
 
-_OVER_3D = (
-    nn.Conv3d,
-    nn.ConvTranspose3d,
-    nn.BatchNorm3d,
-    nn.InstanceNorm3d,
-    nn.MaxPool3d,
-    nn.AvgPool3d,
-    nn.AdaptiveMaxPool3d,
-    nn.AdaptiveAvgPool3d,
-)
-
-
-def _check_convertible(path: str, module: nn.Module) -> None:
-    """
-    Raises:
-        ValueError: if ``module`` cannot be converted, nor left to work slice by slice.
-    """
-    reason = None
-    if isinstance(module, _OVER_3D):
-        reason = "it works on volumes, not on 2D images"
-    elif isinstance(module, FusionConv):
-        reason = "it is a fusion conv already"
-    elif isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-        reason = "it does not know its channels before it has seen an input"
-    elif isinstance(module, ScriptModule):
-        reason = "it is compiled to TorchScript"
-    elif hasattr(module, "parametrizations"):
-        reason = "its weights are parametrized"
-    elif not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() >= 4:
-            reason = "it has a convolution's kernel but is no nn.Conv2d"
-    if reason is not None:
-        raise ValueError(f"Cannot convert {path or 'the module'}, a {type(module).__name__}: {reason}.")
-
-
-def _finish(conv: nn.Conv2d, subclasses: Mapping) -> Callable[[FusionConv, nn.Conv2d], None]:
-    """
-    Raises:
-        ValueError: if ``conv`` has or does something that a fusion conv in its place would not.
-    """
-    if conv.padding_mode != "zeros":
-        raise ValueError(f"only padding_mode='zeros' is known. Got {conv.padding_mode!r}!")
-    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks:
-        raise ValueError("it has hooks, which would be lost")
-    if type(conv) in subclasses:
-        return subclasses[type(conv)]
-    if type(conv).forward is not nn.Conv2d.forward or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
-        raise ValueError(f"{type(conv).__name__} has a forward of its own, which is not among the subclasses given")
-    more = [name for name in conv.state_dict(keep_vars=True) if name not in ("weight", "bias")]
-    if more:
-        raise ValueError(f"{type(conv).__name__} has {', '.join(more)} beside weight and bias, and no subclass given")
-    return lambda fusion_conv, original: None
-
-
 def _colour_stem(module: nn.Module, stem_weights: str) -> nn.Conv2d:
     path, stem = next(((path, m) for path, m in module.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
     if stem is None or stem.in_channels != 3 or stem.groups != 1:
@@ -300,37 +246,3 @@ def _colour_stem(module: nn.Module, stem_weights: str) -> nn.Conv2d:
             f"Got {path or 'none'}, {stem}."
         )
     return stem
-
-
-def _check_not_held_elsewhere(module: nn.Module, exchanged: Mapping[nn.Module, FusionConv]) -> None:
-    """
-    Raises:
-        ValueError: if a module keeps an exchanged convolution, or a method of it, in an attribute that is no submodule,
-            such as a list that is no ``nn.ModuleList``; what its forward calls from there would stay as it was.
-    """
-
-    def is_exchanged(leaf) -> bool:
-        leaf = getattr(leaf, "__self__", leaf)  # of a bound method
-        return isinstance(leaf, nn.Module) and leaf in exchanged
-
-    torchs_own = vars(nn.Module()).keys()
-    for path, parent in module.named_modules():
-        for attribute, value in vars(parent).items():
-            if attribute not in torchs_own and any(is_exchanged(leaf) for leaf in tree_leaves(value)):
-                raise ValueError(
-                    f"Cannot convert {path or 'the module'}, a {type(parent).__name__}: it keeps a convolution in "
-                    f"{attribute}, a {type(value).__name__}, where it cannot be exchanged."
-                )
-
-
-def _check_not_tied(convs: Mapping[nn.Conv2d, str]) -> None:
-    """
-    Raises:
-        ValueError: if two convolutions share a parameter, which they would no longer do.
-    """
-    owners: dict[nn.Parameter, str] = {}
-    for conv, path in convs.items():
-        for parameter in conv.parameters(recurse=False):
-            if parameter in owners:
-                raise ValueError(f"Cannot convert {path}: it shares a parameter with {owners[parameter]}.")
-            owners[parameter] = path

@@ -10,7 +10,8 @@ Shape legend, used in every docstring of this package:
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .memory_format import is_channels_last
+from ..kernels.memory_format import is_channels_last
+from ..kernels.mixing import mix_slices
 
 
 def fold_slices(x: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ class FusionConv(nn.Conv2d):
     initialisation, and weight initialisers, optimisers and checkpoints treat it as the 2D conv it replaces. What an
     operator learns beyond its kernel is called ``.fusion_weight``.
 
-    Subclasses define :meth:`fuse`.
+    Subclasses define :meth:`fuse`, and :meth:`mixing_weight` if a channel-by-channel mixing of the slices comes first.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in ``nn.Conv2d``; they act
@@ -62,7 +63,8 @@ class FusionConv(nn.Conv2d):
         """
         Args:
             x: (N, C_in, D, H, W)
-            thickness: (N,) slice thickness in mm; only the operators that adapt to it need it.
+            thickness: (N,) slice thickness in mm; only the operators that adapt to it need it. None is that of the
+                scope, see :func:`~a3d_det2.layers.thickness.slice_thickness`.
 
         Returns:
             (N, C_out, D, H', W')
@@ -72,27 +74,24 @@ class FusionConv(nn.Conv2d):
                 (N,) or not positive.
         """
         self.check_input(x)
-        return self.fuse(x, thickness)
-
-    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        """What :meth:`forward` returns for an ``x`` of the right shape."""
-        raise NotImplementedError
+        weight = self.mixing_weight(thickness, len(x))
+        return self.fuse(x if weight is None else mix_slices(x, weight), thickness)
 
     def mixing_weight(self, thickness: Tensor | None, batch_size: int) -> Tensor | None:
-        """The mixing of slices, channel by channel, that :meth:`fuse` begins with; None if it does not.
+        """The mixing of slices, channel by channel, that comes before :meth:`fuse`; None for no mixing.
 
         Args:
-            thickness: (N,)
-            batch_size: N
+            thickness: (N,) in mm, see :meth:`forward`.
+            batch_size: N.
 
         Returns:
             (D, D, C_in), or (N, D, D, C_in), as :func:`~a3d_det2.layers.mixing.mix_slices` takes it.
         """
         return None
 
-    def fuse_mixed(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        """What :meth:`fuse` does after the mixing with :meth:`mixing_weight`."""
-        return self.fuse(x, thickness)
+    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        """The rest of the operator: (N, C_in, D, H, W), mixed -> (N, C_out, D, H', W')."""
+        raise NotImplementedError
 
     def slice_conv(self, x: Tensor) -> Tensor:
         """Convolve every slice with the 2D kernel: (N, C_in, D, H, W) -> (N, C_out, D, H', W').

@@ -1,9 +1,16 @@
-"""Trunk and neck: torch only. What needs Detectron2 is imported by the package's own ``__init__``; ``torchvision_rcnn``
-needs torchvision."""
+"""Trunk and necks: torch only. ``backbone``, ``meta_arch`` and ``mask_head`` need Detectron2, ``torchvision_rcnn`` needs
+torchvision."""
 
-from .densenet import DenseNet3D, SliceSqueeze
-from .fused_neck import FusedNeck
-from .pretrained import load_torchvision_densenet
-from .trunk import FusedTrunk, SqueezedTrunk
+from importlib import import_module
+
+from .densenet import DenseNet3D
+from .fused_neck import FusedNeck, FusedTrunk
+from .squeeze import SliceSqueeze, SqueezedTrunk
 
 __all__ = ["DenseNet3D", "FusedNeck", "FusedTrunk", "SliceSqueeze", "SqueezedTrunk", "load_torchvision_densenet"]
+
+
+def __getattr__(name: str):
+    if name == "load_torchvision_densenet":  # of a room that knows this one
+        return getattr(import_module("a3d_det2.checkpoint"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

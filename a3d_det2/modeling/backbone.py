@@ -1,7 +1,7 @@
-"""Detectron2 backbones: the modules of ``trunk.py`` with the shapes of their outputs, and what builds them of a config.
+"""Detectron2 backbones: trunk, squeeze and neck with the shapes of their outputs, and what builds them of a config.
 
-Every backbone here is called with a batch (N, D, H, W) and the slice thickness, (N,) in mm, which may be None where the
-operator does not need it.
+A backbone is called with a batch (N, D, H, W), within a scope of the slice thickness if the operator needs it; see
+:func:`~a3d_det2.layers.thickness.slice_thickness`.
 """
 
 from detectron2.layers import Conv2d, ShapeSpec
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..layers import FusionConv, convert_to_3d
 from .build import build_squeezed_densenet, checked_num_slices, operator_options
-from .trunk import FusedTrunk, SqueezedTrunk
+from .fused_neck import FusedTrunk
+from .squeeze import SqueezedTrunk
 
 
 class SliceBackbone(SqueezedTrunk, Backbone):
@@ -22,14 +23,6 @@ class SliceBackbone(SqueezedTrunk, Backbone):
             name: ShapeSpec(channels=channels, stride=self.out_strides[name])
             for name, channels in self.out_channels.items()
         }
-
-
-class SliceFPN(FPN):
-    """Detectron2's FPN over a :class:`SliceBackbone`."""
-
-    def forward(self, x: Tensor, thickness: Tensor | None = None) -> dict[str, Tensor]:
-        """(N, D, H, W) -> {"p2": (N, out_channels, H/4, W/4), "p3": ...}"""
-        return super().forward((x, thickness))  # handed to bottom_up as it is
 
 
 class FusedBackbone(FusedTrunk, Backbone):
@@ -46,7 +39,7 @@ def build_a3d_densenet_backbone(cfg, input_shape: ShapeSpec) -> SliceBackbone:
 
 
 @BACKBONE_REGISTRY.register()
-def build_a3d_densenet_fpn_backbone(cfg, input_shape: ShapeSpec) -> SliceFPN:
+def build_a3d_densenet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
     Returns:
         Detectron2's FPN over MODEL.FPN.IN_FEATURES of the DenseNet trunk; the outputs are "p2", "p3", ...
@@ -66,7 +59,7 @@ def build_a3d_densenet_fused_backbone(cfg, input_shape: ShapeSpec) -> FusedBackb
 
 
 @BACKBONE_REGISTRY.register()
-def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> SliceFPN:
+def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
     Returns:
         Detectron2's FPN over Detectron2's ResNet (MODEL.RESNETS) with its convolutions exchanged; the stem stays
@@ -90,8 +83,8 @@ def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> SliceFPN:
     return _build_fpn(cfg, bottom_up, top_block=LastLevelMaxPool())
 
 
-def _build_fpn(cfg, bottom_up: SliceBackbone, top_block: nn.Module | None = None) -> SliceFPN:
-    return SliceFPN(
+def _build_fpn(cfg, bottom_up: SliceBackbone, top_block: nn.Module | None = None) -> FPN:
+    return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,

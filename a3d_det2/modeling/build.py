@@ -1,4 +1,4 @@
-"""Config -> trunk, for every engine."""
+"""Config -> trunk, for every engine: torch only."""
 
 import logging
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import distributed
 
 from .densenet import DenseNet3D
-from .trunk import SqueezedTrunk
+from .squeeze import SqueezedTrunk
 
 
 def build_squeezed_densenet(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.fast_block import CHECKPOINTS, dense_block, is_fast_block, norm_relu, recomputed, stripes
+from ..kernels.memory_format import channels_last_kernel
 from ..layers import FusionConv, SliceConv, build_fusion_conv
 from ..layers.fusion_conv import fold_slices, unfold_slices
-from ..layers.memory_format import channels_last_kernel
-from .dense_block import CHECKPOINTS, dense_block, is_fast_block, norm_relu, recomputed, stripes
+from ..layers.thickness import current_thickness, slice_thickness
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm3d,
@@ -48,13 +49,41 @@ class DenseLayer(nn.Module):
         self.norm2 = get_norm(norm, bottleneck)
         self.conv2 = conv(bottleneck, growth_rate, 3, padding=1)
 
-    def forward(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        x = self.conv1(F.relu_(self.norm1(x)), thickness)
-        return self.conv2(F.relu_(self.norm2(x)), thickness)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> (N, growth_rate, D, H, W)"""
+        x = self.conv1(F.relu_(self.norm1(x)))  # (N, bn_size * growth_rate, D, H, W)
+        return self.conv2(F.relu_(self.norm2(x)))
+
+
+def _has_own_forward(layer: nn.Module) -> bool:
+    """Whether a layer and its convolutions do what their classes in this package do, and not what a subclass with
+    another forward, or somebody who has replaced it, wants them to."""
+
+    def is_own(module: nn.Module, base: type[nn.Module]) -> bool:
+        # nn.Module.compile also takes the place of the forward.
+        return getattr(type(module), "forward", None) is base.forward and not (
+            "forward" in vars(module) or module._compiled_call_impl
+        )
+
+    return is_own(layer, DenseLayer) and is_own(layer.conv1, FusionConv) and is_own(layer.conv2, FusionConv)
 
 
 class DenseBlock(nn.ModuleDict):
-    """``num_layers`` dense layers; each sees the channels of all before it."""
+    """``num_layers`` dense layers, each of which sees the channels of all before it: (N, in_channels, D, H, W) ->
+    (N, in_channels + num_layers * growth_rate, D, H, W).
+
+    Args:
+        conv: makes a fusion conv of ``in_channels, out_channels, kernel_size`` and, by name, ``padding``.
+        num_layers: dense layers.
+        in_channels: channels of the input.
+        growth_rate: channels each layer adds.
+        bn_size: width of the bottleneck in growth rates.
+        norm: see :func:`get_norm`.
+        checkpointing: see :class:`DenseNet3D`.
+
+    Attributes:
+        out_channels: channels of the output.
+    """
 
     def __init__(
         self,
@@ -75,23 +104,34 @@ class DenseBlock(nn.ModuleDict):
         self.out_channels = in_channels + num_layers * growth_rate
         self.checkpointing = checkpointing
 
-    def forward(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         layers = list(self.values())
-        if is_fast_block(x, layers):
-            return dense_block(layers, x, thickness, self.checkpointing)
+        if all(map(_has_own_forward, layers)) and is_fast_block(x, layers):
+            return dense_block(layers, x, current_thickness(), self.checkpointing)
         if self.checkpointing == "block" and torch.is_grad_enabled():
-            norms = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
-            return recomputed(self._append_all, norms, x, thickness)
-        return self._append_all(x, thickness)
+            return _recomputed(self._append_all, self, x)
+        return self._append_all(x)
 
-    def _append_all(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+    def _append_all(self, x: Tensor) -> Tensor:
         for layer in self.values():
             if self.checkpointing == "layer" and torch.is_grad_enabled():
-                new = recomputed(layer, [layer.norm1, layer.norm2], x, thickness)
+                new = _recomputed(layer, layer, x)
             else:
-                new = layer(x, thickness)
+                new = layer(x)
             x = torch.cat([x, new], dim=1)
-        return x  # (N, C + num_layers * growth_rate, D, H, W)
+        return x
+
+
+def _recomputed(function: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
+    """``function(x)``, computed once more in the backward, with the same slice thickness and without another update of
+    the running statistics in ``module``."""
+    thickness = current_thickness()
+
+    def within_scope(x: Tensor) -> Tensor:
+        with slice_thickness(thickness):
+            return function(x)
+
+    return recomputed(within_scope, list(module.modules()), x)
 
 
 def pool_slices(pool: nn.Module, x: Tensor) -> Tensor:
@@ -198,7 +238,8 @@ class DenseNet3D(nn.Module):
         """
         Args:
             x: (N, 1, D, H, W)
-            thickness: (N,) slice thickness in mm, handed to every fusion conv; some operators need it.
+            thickness: (N,) slice thickness in mm, which some operators need; None is that of the scope, see
+                :func:`~a3d_det2.layers.thickness.slice_thickness`.
 
         Returns:
             {"dense1": (N, 256, D, H/4, W/4), "dense2": (N, 512, D, H/8, W/8), "dense3": (N, 1024, D, H/16, W/16)}
@@ -207,23 +248,16 @@ class DenseNet3D(nn.Module):
         Raises:
             ValueError: if ``x`` is not (N, 1, D, H, W), or the operator needs the thickness and it is missing or bad.
         """
+        with slice_thickness(thickness):
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> dict[str, Tensor]:
         x = norm_relu(self.norm0, self.conv0(channels_last_image(x)), overwrite=True)
         x = pool_slices(self.pool0, x)  # (N, 1, D, H, W) -> (N, C, D, H/4, W/4)
         outputs = {}
         for i, name in enumerate(self.out_channels, start=1):
             if i > 1:
                 x = getattr(self, f"transition{i - 1}")(x)
-            x = getattr(self, f"denseblock{i}")(x, thickness)
+            x = getattr(self, f"denseblock{i}")(x)
             outputs[name] = x
         return outputs
-
-
-class SliceSqueeze(nn.Conv3d):
-    """The D x 1 x 1 convolution from D slices to one 2D map, Sec. 2.3: (N, C, D, H, W) -> (N, C, H, W)."""
-
-    def __init__(self, channels: int, num_slices: int):
-        super().__init__(channels, channels, (num_slices, 1, 1), bias=False)
-        channels_last_kernel(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).squeeze(2)

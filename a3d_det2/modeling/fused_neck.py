@@ -1,7 +1,11 @@
+"""The paper's neck: all levels in one map at the stride of the finest. Torch only."""
+
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .squeeze import SqueezedTrunk
 
 
 class FusedNeck(nn.Module):
@@ -44,3 +48,33 @@ class FusedNeck(nn.Module):
                 )
             fused = lateral(feature) + F.interpolate(fused, scale_factor=2, mode="nearest")
         return fused
+
+
+class FusedTrunk(nn.Module):
+    """A :class:`SqueezedTrunk` under the paper's fused neck: one map, called "p2" when its stride is 4.
+
+    Args:
+        bottom_up: the trunk; all its outputs are fused.
+        out_channels: channels of the map.
+
+    Attributes:
+        out_channels: as given.
+        out_strides: the stride of the map, by its name.
+    """
+
+    def __init__(self, bottom_up: SqueezedTrunk, out_channels: int):
+        super().__init__()
+        self.bottom_up = bottom_up
+        self.neck = FusedNeck(list(bottom_up.out_channels.values()), out_channels)
+        self.out_channels = out_channels
+        stride = min(bottom_up.out_strides.values())
+        self.out_strides = {f"p{stride.bit_length() - 1}": stride}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, D, H, W) -> {"p2": (N, out_channels, H/4, W/4)}"""
+        (name,) = self.out_strides
+        return {name: self.neck(list(self.bottom_up(x).values()))}
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.bottom_up.size_divisibility

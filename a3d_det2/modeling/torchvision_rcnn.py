@@ -1,6 +1,6 @@
 """The trunk in torchvision's own Faster and Mask R-CNN, for machines without Detectron2.
 
-Trunk, squeeze and fused neck are those of ``trunk.py``, with the same parameter names as in Detectron2's models.
+Trunk, squeeze and fused neck are those of the Detectron2 backbones, with the same parameter names.
 """
 
 import logging
@@ -13,8 +13,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, Mask
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from ..layers.thickness import slice_thickness
 from .build import build_squeezed_densenet
-from .trunk import FusedTrunk, SqueezedTrunk
+from .fused_neck import FusedTrunk
+from .squeeze import SqueezedTrunk
 
 TORCHVISION_HAS = {  # where Detectron2 leaves a choice
     "MODEL.ANCHOR_GENERATOR.OFFSET": 0.0,
@@ -38,9 +40,9 @@ class PyramidTrunk(nn.Module):
         self.size_divisibility = bottom_up.size_divisibility
         self.fpn = FeaturePyramidNetwork(list(bottom_up.out_channels.values()), out_channels)
 
-    def forward(self, x: Tensor, thickness: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, D, H, W) -> {"dense1": (N, out_channels, H/4, W/4), ...}"""
-        return self.fpn(self.bottom_up(x, thickness))
+        return self.fpn(self.bottom_up(x))
 
 
 class BatchOnly(GeneralizedRCNNTransform):
@@ -57,28 +59,30 @@ class BatchOnly(GeneralizedRCNNTransform):
 
 
 class _OfSlices:
-    """For (D, H, W) images, which are not resized. The other arguments are torchvision's.
-
-    The backbone is a :class:`PyramidTrunk` or a :class:`.FusedTrunk`.
+    """Makes one of torchvision's detectors take (D, H, W) images, and resize none of them. The arguments are those of the
+    detector; the backbone is a :class:`PyramidTrunk` or a :class:`.FusedTrunk`.
     """
 
     def __init__(self, backbone: nn.Module, *args, image_mean=(0.0,), image_std=(1.0,), **kwargs):
         super().__init__(backbone, *args, **kwargs)
         self.transform = BatchOnly(0, 0, image_mean, image_std, size_divisible=backbone.size_divisibility)
-        backbone.thickness = None
-        backbone.register_forward_pre_hook(_add_thickness)
 
     def forward(self, images, targets=None, thickness: Tensor | None = None, output_sizes=None):
-        """As torchvision's detectors; ``thickness`` is (N,) in mm, ``output_sizes`` see :class:`BatchOnly`."""
-        self.backbone.thickness, self.transform.output_sizes = thickness, output_sizes
+        """
+        Args:
+            images, targets: as torchvision's detectors take them; an image is (D, H, W).
+            thickness: (N,) in mm, where the operator needs it.
+            output_sizes: see :class:`BatchOnly`.
+
+        Returns:
+            as torchvision's detectors, the losses or the detections.
+        """
+        self.transform.output_sizes = output_sizes
         try:
-            return super().forward(images, targets)
+            with slice_thickness(thickness):
+                return super().forward(images, targets)
         finally:
-            self.backbone.thickness = self.transform.output_sizes = None
-
-
-def _add_thickness(backbone: nn.Module, args: tuple) -> tuple:  # torchvision calls it with the images alone
-    return args if len(args) > 1 else (*args, backbone.thickness)
+            self.transform.output_sizes = None
 
 
 class LesionFasterRCNN(_OfSlices, FasterRCNN):
@@ -100,7 +104,10 @@ def build_lesion_rcnn(cfg) -> LesionFasterRCNN | LesionMaskRCNN:
     choices |= {"SOLVER.WEIGHT_DECAY_NORM": [cfg.SOLVER.WEIGHT_DECAY]}
     choices |= {"INPUT.RANDOM_FLIP": ["horizontal", "vertical", "none"]}
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
-        choices["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] = ["full_model"]
+        choices |= {
+            "SOLVER.CLIP_GRADIENTS.FULL_MODEL": [True],
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ["norm", "full_model"],
+        }
     for key in (*choices, *(key for key in TORCHVISION_HAS if cfg.MODEL.MASK_ON or "MASK" not in key)):
         value = reduce(getattr, key.split("."), cfg)
         if key in choices and value not in choices[key]:

@@ -8,6 +8,7 @@ import torch
 from fvcore.transforms.transform import HFlipTransform, ScaleTransform, VFlipTransform
 from torch.utils.data import DataLoader
 
+from a3d_det2.engine import torchvision_loop
 from a3d_det2.data.sample import SampleLoader
 from a3d_det2.data.torch_dataset import LesionDataset, augment, build_lesion_dataset
 from a3d_det2.data.transforms import AffineTransform
@@ -56,9 +57,9 @@ def test_a_training_item_by_hand(records):
     assert "masks" not in dataset(records)[0][1]
 
 
-def test_masks_are_always_pixels(records, repo, train_torchvision):
+def test_masks_are_always_pixels(records, repo):
     options = ["MODEL.MASK_ON", "True", "INPUT.MASK_FORMAT", "polygon"]
-    cfg = train_torchvision.load_config(str(repo / "configs/quick/a3d_7slice.yaml"), options)
+    cfg = torchvision_loop.load_config(str(repo / "configs/quick/a3d_7slice.yaml"), options)
     assert build_lesion_dataset(cfg, records, is_train=True)[0][1]["masks"].shape == (1, 128, 128)
 
 
@@ -163,9 +164,9 @@ def test_probabilities():
     assert np.mean([len(each) for each in drawn]) == pytest.approx(1.0, abs=0.06)
 
 
-def test_from_config(records, repo, train_torchvision):
+def test_from_config(records, repo):
     options = ["INPUT.MIN_SIZE_TRAIN", "(30,36)", "INPUT.MIN_SIZE_TEST", "48", "INPUT.HU_JITTER.PROB", "0.5"]
-    cfg = train_torchvision.load_config(str(repo / "configs/quick/a3d_7slice.yaml"), options)
+    cfg = torchvision_loop.load_config(str(repo / "configs/quick/a3d_7slice.yaml"), options)
     train, test = (build_lesion_dataset(cfg, records, is_train, seed=3) for is_train in (True, False))
     assert {train[i][0].shape for i in range(8)} == {(7, 30, 30), (7, 36, 36)}
     assert test[0][0].shape == (7, 48, 48)

@@ -16,7 +16,7 @@ pytest.importorskip("blosc2")
 from pycocotools import mask as coco_mask
 
 from a3d_det2.data import load_deeplesion
-from a3d_det2.data.preparation import Journal
+from a3d_det2.data.preparation.series import Journal
 from tests.damage import Dataset, truncate
 from tests.scripts import without_detectron2
 

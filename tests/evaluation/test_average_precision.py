@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from a3d_det2.evaluation.average_precision import average_precision
-from a3d_det2.evaluation.detections import Detections
+from a3d_det2.evaluation.detection_reader import Detections
 
 
 def detections(image, boxes, scores):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from a3d_det2.evaluation.detections import Detections
+from a3d_det2.evaluation.detection_reader import Detections
 from a3d_det2.evaluation.mask_quality import mask_diameter, mask_quality
 from a3d_det2.evaluation.matching import match
 

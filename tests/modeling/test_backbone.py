@@ -12,6 +12,7 @@ from torch import nn
 
 from a3d_det2 import add_a3d_config
 from a3d_det2.layers import A3DConv, AlignShiftConv
+from a3d_det2.layers.thickness import slice_thickness
 from a3d_det2.modeling.densenet import DenseBlock
 
 
@@ -75,7 +76,9 @@ def test_thickness_reaches_the_operators(name):
     backbone = build_backbone(small_cfg(f"build_a3d_densenet_{name}", OPERATOR="alignshift", BN_SIZE=4)).eval()
     x = torch.randn(1, 3, 32, 32).expand(2, -1, -1, -1)
     for thickness, equal in (([2.0, 1.0], True), ([2.0, 5.0], False)):
-        for y in backbone(x, torch.tensor(thickness)).values():
+        with slice_thickness(torch.tensor(thickness)):
+            features = backbone(x)
+        for y in features.values():
             assert torch.allclose(y[0], y[1]) == equal
     with pytest.raises(ValueError, match=r"Expected the slice thickness in mm, a tensor of shape \(2,\). Got None"):
         backbone(x)

@@ -69,7 +69,7 @@ def test_convolutions_are_exchanged_and_the_stem_stays_slice_wise(repo):
     assert {name: (s.channels, s.stride) for name, s in shapes.items()} == {
         f"p{level}": (16, 2**level) for level in (2, 3, 4, 5, 6)
     }
-    features = backbone.eval()(torch.randn(2, 7, 64, 128), None)
+    features = backbone.eval()(torch.randn(2, 7, 64, 128))
     assert {name: tuple(y.shape) for name, y in features.items()} == {
         f"p{level}": (2, 16, 64 >> level, 128 >> level) for level in (2, 3, 4, 5, 6)
     }

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from a3d_det2.modeling import DenseNet3D
+from a3d_det2.engine import torchvision_loop
+from a3d_det2.layers.thickness import slice_thickness
+from a3d_det2.modeling import DenseNet3D, FusedTrunk
 from a3d_det2.modeling.torchvision_rcnn import BatchOnly, PyramidTrunk, build_lesion_rcnn
-from a3d_det2.modeling.trunk import FusedTrunk, SqueezedTrunk
+from a3d_det2.modeling.squeeze import SqueezedTrunk
 
 SMALL = """
 MODEL.A3D.NUM_SLICES 3 MODEL.A3D.BLOCK_CONFIG [1,1,1] MODEL.A3D.GROWTH_RATE 8 MODEL.A3D.NUM_INIT_FEATURES 16
@@ -20,10 +22,10 @@ MODEL.RPN.IN_FEATURES ["p2"] MODEL.ROI_HEADS.IN_FEATURES ["p2"]
 
 
 @pytest.fixture
-def config(repo, train_torchvision):
+def config(repo):
     def make(*options):
         path = str(repo / "configs/quick/a3d_7slice.yaml")
-        return train_torchvision.load_config(path, [*SMALL, *map(str, options)])
+        return torchvision_loop.load_config(path, [*SMALL, *map(str, options)])
 
     return make
 
@@ -95,7 +97,8 @@ def test_thickness_reaches_the_operators(config):
     for call in (lambda: model(images), lambda: model.backbone(torch.zeros(2, 3, 64, 64))):
         with pytest.raises(ValueError, match=r"Expected the slice thickness in mm, a tensor of shape \(2,\). Got None"):
             call()
-    given = model.backbone(torch.stack(images), torch.tensor([2.0, 5.0]))
+    with slice_thickness(torch.tensor([2.0, 5.0])):
+        given = model.backbone(torch.stack(images))
     assert not torch.allclose(given["dense1"][0], given["dense1"][1])
 
 
@@ -162,9 +165,11 @@ def test_other_settings_that_torchvision_does_not_have(config):
 
 
 def test_settings_of_what_is_off_are_not_looked_at(config):
-    options = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"]
-    with pytest.raises(ValueError, match="CLIP_TYPE is 'value': with torchvision there is only full_model"):
+    options = ["SOLVER.CLIP_GRADIENTS.FULL_MODEL", False]
+    with pytest.raises(ValueError, match="FULL_MODEL is False: with torchvision there is only True"):
         build_lesion_rcnn(config(*options))
+    with pytest.raises(ValueError, match="CLIP_TYPE is 'value': with torchvision there is only norm and full_model"):
+        build_lesion_rcnn(config("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"))
     build_lesion_rcnn(config(*options, "SOLVER.CLIP_GRADIENTS.ENABLED", False))
     with pytest.raises(ValueError, match="RANDOM_FLIP is 'horizontl': .* only horizontal and vertical and none"):
         build_lesion_rcnn(config("INPUT.RANDOM_FLIP", "horizontl"))

@@ -39,14 +39,30 @@ def test_demo_says_which_engine_it_was(repo, phantom_root, tmp_path, engine):
     assert (tmp_path / "report" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_the_engine_is_detectron2_where_it_is_installed(repo, tmp_path, installed):
+def find(spec):
+    """Code that makes Python find ``spec``, an expression, when asked for Detectron2."""
+    return f"""
+import importlib.machinery, importlib.util
+namespace = importlib.machinery.ModuleSpec("detectron2", None, is_package=True)
+namespace.submodule_search_locations = ["./detectron2"]
+module = importlib.machinery.ModuleSpec("detectron2", None, origin="detectron2/__init__.py")
+importlib.util.find_spec = lambda name: {spec}
+"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "engine", "why"),
+    [
+        ("module", "detectron2", "installed"),
+        ("None", "torchvision", "not installed"),
+        ("namespace", "torchvision", "not installed"),  # a folder of that name in the working directory
+    ],
+)
+def test_the_engine_is_detectron2_where_it_is_installed(repo, tmp_path, spec, engine, why):
     """Without a phantom that can be read it ends in its first step."""
     (tmp_path / "phantom.log").mkdir()
-    found = f"import importlib.util; importlib.util.find_spec = lambda name: {installed or None}; "
-    done = run(repo, tmp_path, before=found)
+    done = run(repo, tmp_path, before=find(spec))
     assert done.returncode != 0
-    engine, why = ("detectron2", "installed") if installed else ("torchvision", "not installed")
     assert done.stdout.splitlines()[0].startswith(f"Engine: {engine} (Detectron2 is {why})")
 
 

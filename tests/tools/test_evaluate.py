@@ -1,5 +1,4 @@
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,24 +9,12 @@ import pytest
 from a3d_det2.data import load_deeplesion
 from a3d_det2.data.coco import to_coco
 from a3d_det2.data.mask_file import MASK_FILE, encode_mask, write_masks
+from a3d_det2.engine import evaluate
 from a3d_det2.evaluation import froc_sensitivities
 
 
-@pytest.fixture(scope="session")
-def evaluate(repo):
-    spec = importlib.util.spec_from_file_location("evaluate_tool", repo / "tools" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(evaluate, monkeypatch):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        evaluate.main()
-
-    return call
+def run(*arguments):
+    evaluate.main([*map(str, arguments)])
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +86,7 @@ def test_scores_without_detectron2(repo, phantom, files, tmp_path):
     }
 
 
-def test_ground_truth_as_coco_and_results_as_csv_give_the_same(run, phantom, files, tmp_path):
+def test_ground_truth_as_coco_and_results_as_csv_give_the_same(phantom, files, tmp_path):
     images = records(phantom)
     (tmp_path / "coco.json").write_text(json.dumps(to_coco(images, str(phantom / "Images_png"))))
     with open(tmp_path / "results.csv", "w", newline="") as f:
@@ -117,7 +104,7 @@ def test_ground_truth_as_coco_and_results_as_csv_give_the_same(run, phantom, fil
     assert summaries[0]["strata"].keys() == summaries[1]["strata"].keys()
 
 
-def test_compare(run, phantom, files, tmp_path, capsys):
+def test_compare(phantom, files, tmp_path, capsys):
     run("--ground-truth", phantom / "DL_info.csv", "--compare", *files, "--output", tmp_path, "--gallery", 0)
     comparison = json.loads((tmp_path / "evaluation.json").read_text())["comparison"]
     assert (comparison["first"], comparison["second"]) == ("sharp", "blurred")
@@ -131,7 +118,7 @@ def test_compare(run, phantom, files, tmp_path, capsys):
         assert {row["result"] for row in csv.DictReader(f)} == {"sharp", "blurred"}
 
 
-def test_rules_and_levels(run, phantom, files, tmp_path):
+def test_rules_and_levels(phantom, files, tmp_path):
     arguments = ["--overlap", "iobb", "--threshold", "0.4", "--no-plus-one", "--repeat-hits", "false_positive"]
     arguments += ["--fps-per-image", "1", "3", "--resamples", "20", "--seed", "7", "--context", "3"]
     arguments += ["--output", tmp_path, "--gallery", 0]
@@ -143,7 +130,7 @@ def test_rules_and_levels(run, phantom, files, tmp_path):
     assert list(summary["strata"]["end of series"]) == ["< 3 mm away", ">= 3 mm away"]
 
 
-def test_splits(run, phantom, files, tmp_path, capsys):
+def test_splits(phantom, files, tmp_path, capsys):
     some = {d["image_id"] for d in json.loads(files[0].read_text())}
     (tmp_path / "some.txt").write_text(sorted(some)[0])
     one = [d for d in json.loads(files[0].read_text()) if d["image_id"] == sorted(some)[0]]
@@ -152,7 +139,7 @@ def test_splits(run, phantom, files, tmp_path, capsys):
     assert "some split: 1 key slices" in capsys.readouterr().out
 
 
-def test_noisy_rows_and_weak_masks(run, phantom, tmp_path):
+def test_noisy_rows_and_weak_masks(phantom, tmp_path):
     with open(phantom / "DL_info.csv", newline="") as f:
         rows = [row for row in csv.DictReader(f) if row["Train_Val_Test"] == "3"]
     noisy = rows[0]["File_name"]
@@ -186,7 +173,7 @@ def test_noisy_rows_and_weak_masks(run, phantom, tmp_path):
     assert counts[1] == (len(images) - 1, len(lesions) - sum(row["File_name"] == noisy for row in rows))
 
 
-def test_coco_beside_the_slices_has_a_gallery(run, phantom, files, tmp_path):
+def test_coco_beside_the_slices_has_a_gallery(phantom, files, tmp_path):
     (phantom / "coco.json").write_text(json.dumps(to_coco(records(phantom), str(phantom / "Images_png"))))
     run("--ground-truth", phantom / "coco.json", "--results", files[0], "--output", tmp_path, "--gallery", 1)
     (phantom / "coco.json").unlink()
@@ -195,7 +182,7 @@ def test_coco_beside_the_slices_has_a_gallery(run, phantom, files, tmp_path):
     assert "+4 mm" in page
 
 
-def test_slices_of_the_gallery(evaluate, phantom):
+def test_slices_of_the_gallery(phantom):
     image = records(phantom)[0]
     stack, interval = evaluate.load_slices(image)
     assert (stack.shape, interval) == ((5, image["height"], image["width"]), 2.0)
@@ -212,13 +199,13 @@ def test_slices_of_the_gallery(evaluate, phantom):
         ("{}", "expected a list of detections"),
     ],
 )
-def test_bad_results_end_with_a_message(run, phantom, tmp_path, content, message):
+def test_bad_results_end_with_a_message(phantom, tmp_path, content, message):
     (tmp_path / "bad.json").write_text(content)
     with pytest.raises(SystemExit, match=f"bad.json.*{message}"):
         run("--ground-truth", phantom / "DL_info.csv", "--results", tmp_path / "bad.json")
 
 
-def test_other_bad_arguments(run, phantom, files, tmp_path):
+def test_other_bad_arguments(phantom, files, tmp_path):
     truth = ["--ground-truth", phantom / "DL_info.csv"]
     for arguments, message in (
         ([*truth, "--results", tmp_path / "none.json"], "none.json"),
@@ -244,19 +231,19 @@ def test_other_bad_arguments(run, phantom, files, tmp_path):
         ("--context", "inf"),
     ],
 )
-def test_numbers_out_of_range(run, phantom, files, option, value, capsys):
+def test_numbers_out_of_range(phantom, files, option, value, capsys):
     with pytest.raises(SystemExit):
         run("--ground-truth", phantom / "DL_info.csv", "--results", files[0], option, value)
     assert f"argument {option}: " in capsys.readouterr().err
 
 
-def test_output_that_is_a_file(run, phantom, files, tmp_path):
+def test_output_that_is_a_file(phantom, files, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="file"):
         run("--ground-truth", phantom / "DL_info.csv", "--results", files[0], "--output", tmp_path / "file")
 
 
-def test_suspicious_results_are_counted(run, phantom, files, tmp_path, capsys):
+def test_suspicious_results_are_counted(phantom, files, tmp_path, capsys):
     found = json.loads(files[0].read_text())
     found[0]["score"] = float("nan")
     found[1]["bbox"][2] = -5
@@ -269,7 +256,7 @@ def test_suspicious_results_are_counted(run, phantom, files, tmp_path, capsys):
     assert all(warning in printed and warning in page for warning in warnings)
 
 
-def test_nothing_detected(run, phantom, tmp_path):
+def test_nothing_detected(phantom, tmp_path):
     (tmp_path / "none.json").write_text("[]")
     out = ["--output", tmp_path / "out", "--gallery", 1]
     run("--ground-truth", phantom / "DL_info.csv", "--results", tmp_path / "none.json", *out)
@@ -278,7 +265,7 @@ def test_nothing_detected(run, phantom, tmp_path):
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_names(evaluate):
+def test_names():
     folder = "output/{}/inference/coco_instances_results.json"
     assert list(evaluate.named([folder.format("a3d"), folder.format("none")])) == ["a3d", "none"]
     assert evaluate.named(["mine=x/y.csv", "x/y.csv"]) == {"mine": "x/y.csv", "y": "x/y.csv"}

@@ -1,0 +1,116 @@
+"""Loading that raises when weights do not fit, and saving that survives a kill at any moment, for every engine."""
+
+import os
+import pickle
+import re
+from collections.abc import Sequence
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+
+from ..files import replacing
+from .formats import FORMATS, NOTHING, Format
+
+
+class StrictCheckpointer(Checkpointer):
+    """fvcore's checkpointer that also
+
+    1. loads weights of other models, from a file or URL, see :mod:`.formats`; the log names what is not taken over,
+    2. raises when weights do not fit, instead of logging it,
+    3. raises when a training is to be resumed from a checkpoint without its optimizer or the like,
+    4. puts each file under its name only when it is complete.
+
+    Attributes:
+        formats: those that a checkpoint is compared with, in this order.
+    """
+
+    formats: Sequence[Format] = FORMATS
+
+    def __init__(self, model, save_dir: str = "", *, stem_weights: str = "middle", **checkpointables):
+        """
+        Args:
+            model, save_dir, checkpointables: as for ``Checkpointer``.
+            stem_weights: how a first convolution for three colours becomes grey, "middle" or "sum".
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self._stem_weights = stem_weights
+
+    def load(self, path: str, checkpointables: list[str] | None = None):
+        """
+        Raises:
+            ValueError: if the file is no checkpoint, its weights do not fit or ``checkpointables``, by default all, are
+                not in it; the message names it.
+        """
+        self._wanted = self.checkpointables if checkpointables is None else checkpointables
+        try:
+            return super().load(path, checkpointables)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _load_file(self, filename: str):
+        try:
+            checkpoint = super()._load_file(filename)
+        except (RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"expected a checkpoint with a state dict, got an unreadable file ({error})") from error
+        if not (isinstance(checkpoint, dict) and "model" in checkpoint):
+            checkpoint = {"model": checkpoint}  # a bare state dict, as torchvision's
+        if not isinstance(checkpoint["model"], dict):
+            raise ValueError(f"expected a state dict, got a {type(checkpoint['model']).__name__}")
+        if "state_dict" in checkpoint["model"]:  # files of mmdetection
+            checkpoint = {"model": checkpoint["model"]["state_dict"]}
+        return checkpoint
+
+    def _load_model(self, checkpoint):
+        """
+        Raises:
+            ValueError: if a key of the checkpoint or of the model is left over, or a shape differs.
+        """
+        state_dict = checkpoint["model"]
+        missing = [name for name in self._wanted if name not in checkpoint]
+        if missing:
+            raise ValueError(
+                f"expected a checkpoint to resume from, with {', '.join(self._wanted)}; got one without "
+                f"{', '.join(missing)}. Is it of another engine? MODEL.WEIGHTS takes its trunk for a new training."
+            )
+        self._convert_ndarray_to_tensor(state_dict)
+        for kind in self.formats:
+            if kind.matches(self.model, checkpoint):
+                checkpoint["model"] = kind.convert(self.model, checkpoint, self._stem_weights)
+                return self._check(super()._load_model(checkpoint), kind.may_lack, kind.may_leave_out)
+        return self._check(super()._load_model(checkpoint), NOTHING, NOTHING)
+
+    def _check(self, incompatible, may_lack: re.Pattern, may_leave_out: re.Pattern) -> None:
+        shapes = {key: f"expected shape {want}, got {got}" for key, got, want in incompatible.incorrect_shapes}
+        problems = {**dict.fromkeys(incompatible.missing_keys, "not in the checkpoint"), **shapes}
+        accepted = [key for key in problems if may_lack.match(key)]
+        accepted += [key for key in incompatible.unexpected_keys if may_leave_out.match(key)]
+        problems |= dict.fromkeys(incompatible.unexpected_keys, "not in the model")
+        if len(accepted) < len(problems):
+            raise ValueError(
+                "The weights do not fit the model:\n  "
+                + "\n  ".join(f"{key}: {problem}" for key, problem in problems.items() if key not in accepted)
+            )
+        if accepted:
+            lines = "\n  ".join(f"{key}: {problems[key]}" for key in accepted)
+            self.logger.info(f"Another model is the start of this one. Not taken over:\n  {lines}")
+
+    def save(self, name: str, *, tag: bool = True, **kwargs) -> None:
+        """
+        Args:
+            name: file name without ".pth".
+            tag: whether ``--resume`` shall go on from this file.
+            kwargs: extra data to save.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        with replacing(path) as part:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, part)
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with replacing(os.path.join(self.save_dir, "last_checkpoint")) as part, open(part, "w") as f:
+            f.write(last_filename_basename)

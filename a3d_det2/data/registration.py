@@ -1,0 +1,49 @@
+"""Datasets in Detectron2's catalogs; a file is read when its dataset is first used."""
+
+from collections.abc import Callable
+from functools import partial
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .deeplesion import datasets_root, load_named, load_with_masks, named_splits
+from .dl_info import LESION_TYPES
+
+
+def register_deeplesion(name: str, csv_path: str, image_root: str, split: str, *, drop_noisy: bool = True) -> None:
+    """Register a split in Detectron2's catalogs; the file is read when the dataset is first used, see
+    :func:`load_with_masks`.
+
+    Args:
+        name: what DATASETS.TRAIN and DATASETS.TEST call it.
+        csv_path, image_root, split, drop_noisy: see :func:`load_deeplesion`.
+    """
+    _register(name, partial(load_with_masks, csv_path, image_root, split, drop_noisy), csv_path, image_root)
+
+
+def _register(name: str, load: Callable[[], list[dict]], csv_path: str, image_root: str) -> None:
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=["lesion"],
+        evaluator_type="deeplesion",
+        csv_file=csv_path,
+        image_root=image_root,
+        lesion_types=LESION_TYPES,
+    )
+
+
+def register_all_deeplesion(root: str | None = None) -> None:
+    """Register all :func:`named_splits`; what is registered already stays as it is.
+
+    Args:
+        root: folder of the datasets. None is :func:`datasets_root`, looked up again whenever a dataset is read; where
+            it has changed since the last call, the names are those of the new folder.
+    """
+    for name, (csv_path, image_root, split) in named_splits(root or datasets_root()).items():
+        if name in DatasetCatalog:
+            if MetadataCatalog.get(name).get("csv_file") == csv_path:
+                continue
+            if getattr(getattr(DatasetCatalog[name], "func", None), "__name__", "") == load_named.__name__:
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+        load = partial(load_named, name) if root is None else partial(load_with_masks, csv_path, image_root, split)
+        _register(name, load, csv_path, image_root)

@@ -1,0 +1,20 @@
+"""What the trainings of both engines share."""
+
+import os
+
+from fvcore.common.config import CfgNode
+from torch import distributed, nn
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of the first, which is the one that saves: the statistics of BN differ between
+    them, and a test is to be of the model that is saved."""
+    if distributed.is_initialized():
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Where the results on a dataset go: ``inference`` in OUTPUT_DIR, or a folder in it for each of several datasets."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    return os.path.join(folder, dataset_name) if len(cfg.DATASETS.TEST) > 1 else folder

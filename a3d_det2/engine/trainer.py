@@ -1,0 +1,98 @@
+"""Detectron2's DefaultTrainer for lesions."""
+
+import weakref
+
+import torch
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.solver import build_optimizer
+from detectron2.utils import comm
+
+from ..checkpoint.detectron2 import LesionCheckpointer
+from ..config import amp_dtype, clips_full_model
+from ..data.loaders import build_lesion_test_loader, build_lesion_train_loader
+from ..evaluation.deeplesion_evaluation import DeepLesionEvaluator
+from .common import broadcast_buffers, inference_folder
+from .hooks import BestCheckpointer
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer with DeepLesion's mapper and evaluator, strict checkpoints, and several processes on CPU."""
+
+    def __init__(self, cfg):
+        # As DefaultTrainer, which leaves no room for another checkpointer nor for DDP without a device.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        device_ids = [comm.get_local_rank()] if model.device.type == "cuda" else None
+        ddp_model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        self._trainer = self.build_step(cfg, ddp_model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_step(cls, cfg, model, data_loader, optimizer) -> SimpleTrainer:
+        """What runs an iteration, with or without mixed precision.
+
+        Raises:
+            ValueError: if SOLVER.AMP.DTYPE is unknown.
+        """
+        if not cfg.SOLVER.AMP.ENABLED:
+            return SimpleTrainer(model, data_loader, optimizer)
+        dtype = amp_dtype(cfg, "cuda")  # AMPTrainer knows no other device
+        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+        return AMPTrainer(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype)
+
+    def build_hooks(self):
+        hooks = super().build_hooks()
+        if comm.is_main_process() and self.cfg.DATASETS.TEST:
+            # Between the evaluation and the writers, which stand last.
+            hooks.insert(-1, BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best_metric(self.cfg)))
+        return hooks
+
+    @classmethod
+    def build_checkpointer(cls, cfg, model, **checkpointables) -> LesionCheckpointer:
+        return LesionCheckpointer(model, cfg.OUTPUT_DIR, stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS, **checkpointables)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model) -> torch.optim.Optimizer:
+        """Detectron2's, or with SOLVER.CLIP_GRADIENTS.FULL_MODEL one that clips the norm over all parameters."""
+        if not clips_full_model(cfg):
+            return build_optimizer(cfg, model)
+        clip, cfg = cfg.SOLVER.CLIP_GRADIENTS, cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        optimizer = build_optimizer(cfg, model)
+
+        def clip_full_model(*_):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip.CLIP_VALUE, clip.NORM_TYPE)
+
+        optimizer.register_step_pre_hook(clip_full_model)
+        return optimizer
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_lesion_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_lesion_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name) -> DeepLesionEvaluator:
+        return DeepLesionEvaluator(dataset_name, inference_folder(cfg, dataset_name))
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        broadcast_buffers(model)
+        return super().test(cfg, model, evaluators)
+
+
+def best_metric(cfg) -> str:
+    """Name of the average sensitivity, of the first test set, in the event storage."""
+    return "froc/avg" if len(cfg.DATASETS.TEST) == 1 else f"{cfg.DATASETS.TEST[0]}/froc/avg"

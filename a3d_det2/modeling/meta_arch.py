@@ -1,0 +1,111 @@
+"""Detectron2's meta-architectures over slices: with the mixin any of them takes (D, H, W) images.
+
+@META_ARCH_REGISTRY.register()
+class LesionFCOS(TakesSlices, FCOS):
+    pass
+"""
+
+import numpy as np
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
+from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
+from detectron2.utils.visualizer import Visualizer
+from torch import Tensor
+
+from ..layers.thickness import check_positive, slice_thickness
+
+
+class TakesSlices:
+    """Makes a meta-architecture of Detectron2 one over slices: its forward runs within the scope of their thickness.
+
+    An input has "image" (D, H, W), windowed, and where the operator needs it "thickness", in mm, a number or a tensor
+    that holds one. All else, also what comes out, is that of the architecture.
+    """
+
+    def forward(self, batched_inputs: list[dict], *args, **kwargs):
+        """As that of the architecture.
+
+        Raises:
+            ValueError: see :func:`check_windowed` and :func:`thickness_of`.
+        """
+        with self.slice_scope(batched_inputs):
+            return super().forward(batched_inputs, *args, **kwargs)
+
+    def slice_scope(self, batched_inputs: list[dict]):
+        """For methods beside the forward that run the backbone; raises as :meth:`forward`."""
+        for x in batched_inputs:
+            check_windowed(x["image"])
+        return slice_thickness(thickness_of(batched_inputs, self.device))
+
+
+@META_ARCH_REGISTRY.register()
+class LesionRCNN(TakesSlices, GeneralizedRCNN):
+    """GeneralizedRCNN over slices; with VIS_PERIOD set it draws the key slice."""
+
+    def inference(self, batched_inputs: list[dict], *args, **kwargs) -> list[dict] | list[Instances]:
+        """As ``GeneralizedRCNN.inference``; raises as the forward."""
+        with self.slice_scope(batched_inputs):
+            return super().inference(batched_inputs, *args, **kwargs)
+
+    def visualize_training(self, batched_inputs: list[dict], proposals: list[Instances]) -> None:
+        """Put the first image's key slice into the event storage: ground truth left, up to 20 proposals right."""
+        image = batched_inputs[0]["image"]
+        key_slice = image[image.shape[0] // 2].cpu().numpy()
+        grey = np.interp(key_slice, (key_slice.min(), max(key_slice.max(), key_slice.min() + 1)), (0, 255))
+        grey = np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)  # (H, W) -> (H, W, 3)
+        panels = [
+            Visualizer(grey).overlay_instances(boxes=boxes.tensor.detach().cpu().numpy()).get_image()
+            for boxes in (batched_inputs[0]["instances"].gt_boxes, proposals[0].proposal_boxes[:20])
+        ]
+        get_event_storage().put_image(
+            "Left: GT bounding boxes;  Right: Predicted proposals", np.concatenate(panels, axis=1).transpose(2, 0, 1)
+        )
+
+
+@META_ARCH_REGISTRY.register()
+class LesionRetinaNet(TakesSlices, RetinaNet):
+    """RetinaNet over slices. As Detectron2's RetinaNet it draws nothing with VIS_PERIOD."""
+
+
+def thickness_of(batched_inputs: list[dict], device: torch.device) -> Tensor | None:
+    """The "thickness" of each input.
+
+    Returns:
+        (N,) float32 in mm, or None where no input has it.
+
+    Raises:
+        ValueError: if some have it and others not, or one is not positive; a tensor on a GPU, or one that is traced, is
+            not looked at.
+    """
+    values = [x["thickness"] for x in batched_inputs if "thickness" in x]
+    if not values:
+        return None
+    if len(values) < len(batched_inputs):
+        raise ValueError(f"Expected 'thickness' in every input. Got it in {len(values)} of {len(batched_inputs)}!")
+    thickness = torch.stack([torch.as_tensor(value, dtype=torch.float32).reshape(()) for value in values])
+    if thickness.device.type == "cpu" and not torch.jit.is_tracing():
+        check_positive(thickness)
+    return thickness.to(device, non_blocking=True)
+
+
+def check_windowed(image: Tensor) -> None:
+    """Detectron2's own mapper reads a 16-bit slice as 8 bits, nearly all of them white, and a network trains on that
+    without a complaint; this notices it.
+
+    Args:
+        image: (D, H, W). One that lies on a GPU is not looked at.
+
+    Raises:
+        ValueError: if it is an 8-bit image, as its dtype or its values say, rather than windowed HU.
+    """
+    is_8_bit = image.dtype == torch.uint8
+    if not is_8_bit and image.device.type == "cpu" and image.numel() and not torch.jit.is_tracing():
+        low, high = image.aminmax()
+        is_8_bit = bool(low >= 0) and bool(high > 205) and bool((image == image.round()).all())
+    if is_8_bit:
+        raise ValueError(
+            "Expected slices in HU that window_hu has mapped to [-50, 205], as DeepLesionMapper gives them. Got an "
+            f"8-bit image, {tuple(image.shape)} of {image.dtype}, as Detectron2's own DatasetMapper reads it: build "
+            "the data loader with DeepLesionMapper."
+        )
