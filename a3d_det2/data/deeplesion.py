@@ -7,7 +7,7 @@ import logging
 import math
 import os
 
-from .dl_info import LESION_TYPES, SPLITS, read_rows
+from .dl_info import SPLITS, read_rows
 from .mask_file import MASK_FILE, read_masks
 from .splits import rows_of_split, split_files
 
@@ -40,7 +40,7 @@ def load_deeplesion(
                 row (int): of the file, from 0, without the header.
                 recist: 4 points [x, y], 0-based: both ends of the long axis, then of the short axis.
                 diameters: long and short axis in pixels.
-                lesion_type (int): key of ``LESION_TYPES``, or -1.
+                lesion_type (int): key of ``dl_info.LESION_TYPES``, or -1.
                 segmentation: the weak mask as COCO's RLE, with ``mask_path``.
 
     Raises:
@@ -76,7 +76,7 @@ def _warn_bad_intervals(csv_path: str, split: str, records: dict[str, dict]) -> 
 
 
 def load_with_masks(csv_path: str, image_root: str, split: str, drop_noisy: bool = True) -> list[dict]:
-    """:func:`load_deeplesion`, with the masks of ``weak_masks.json`` beside the csv where it exists, and by default
+    """Call :func:`load_deeplesion` with the masks of ``weak_masks.json`` beside the csv where it exists, and by default
     without the noisy rows, as in the published evaluation.
     """
     mask_path = os.path.join(os.path.dirname(csv_path), MASK_FILE)
@@ -85,12 +85,12 @@ def load_with_masks(csv_path: str, image_root: str, split: str, drop_noisy: bool
 
 
 def datasets_root() -> str:
-    """``$DETECTRON2_DATASETS``, or ``datasets``."""
+    """Give the folder of the datasets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
 def named_splits(root: str) -> dict[str, tuple[str, str, str]]:
-    """The splits of what lies under ``root``, by the names that configs call them.
+    """List the splits of what lies under ``root``, by the names that configs call them.
 
     deeplesion_{train,val,test} and phantom_{train,val,test}, and for each split file ``deeplesion/splits/NAME.txt`` or
     ``phantom/splits/NAME.txt``, deeplesion_NAME or phantom_NAME. A file called as one of the csv's own splits is left
@@ -114,7 +114,7 @@ def named_splits(root: str) -> dict[str, tuple[str, str, str]]:
 
 
 def load_named(name: str) -> list[dict]:
-    """The dataset that a config calls ``name``, under :func:`datasets_root`; see :func:`load_with_masks`.
+    """Read the dataset that a config calls ``name``, under :func:`datasets_root`; see :func:`load_with_masks`.
 
     Raises:
         ValueError: if there is none of that name; see also :func:`load_deeplesion`.

@@ -5,6 +5,8 @@ import math
 import os
 from collections.abc import Callable, Iterator
 
+from ..files import slice_number
+
 SPLITS = {"train": 1, "val": 2, "test": 3}  # Train_Val_Test in the file
 # Coarse_lesion_type in the file; -1 (not labelled) in the train split.
 LESION_TYPES = {
@@ -17,24 +19,17 @@ LESION_TYPES = {
     7: "soft tissue",
     8: "pelvis",
 }
-COLUMNS = (
-    "File_name",
-    "Patient_index",
-    "Measurement_coordinates",
-    "Bounding_boxes",
-    "Lesion_diameters_Pixel_",
-    "Coarse_lesion_type",
-    "Possibly_noisy",
-    "Slice_range",
-    "Spacing_mm_px_",
-    "Image_size",
-    "Train_Val_Test",
-)  # those that are read; the file has more
-_XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS, which this module cannot import
+# The columns that are read; the file has more.
+COLUMNS = tuple(
+    "File_name Patient_index Measurement_coordinates Bounding_boxes Lesion_diameters_Pixel_ Coarse_lesion_type "
+    "Possibly_noisy Slice_range Spacing_mm_px_ Image_size Train_Val_Test".split()
+)
+XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS, which needs Detectron2
 
 
 def read_rows(csv_path: str) -> Iterator["Row"]:
-    """
+    """Read a file with the columns of DL_info.csv, row by row.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if a column is missing or the file is not UTF-8.
@@ -71,11 +66,10 @@ class Row:
     @property
     def split(self) -> str:
         """ "train", "val" or "test"."""
-        number = self._integer("Train_Val_Test")
-        for name, value in SPLITS.items():
-            if value == number:
-                return name
-        raise self.error("Train_Val_Test", "1, 2 or 3 (train, val, test)")
+        names = {number: name for name, number in SPLITS.items()}
+        if (number := self._integer("Train_Val_Test")) not in names:
+            raise self.error("Train_Val_Test", "1, 2 or 3 (train, val, test)")
+        return names[number]
 
     @property
     def is_noisy(self) -> bool:
@@ -87,13 +81,13 @@ class Row:
 
     @property
     def image_id(self) -> str:
-        return self._text("File_name")
+        return self.values["File_name"] or ""
 
     def key_slice(self, image_root: str) -> dict:
-        """The dict of :func:`load_deeplesion`, without annotations."""
-        stem, extension = os.path.splitext(self.image_id)
-        series, _, number = stem.rpartition("_")
-        if not series or os.path.basename(series) != series or not number.isdecimal() or extension != ".png":
+        """Make the dict of :func:`load_deeplesion`, without annotations."""
+        series, _, name = self.image_id.rpartition("_")
+        is_path = os.path.basename(self.image_id) != self.image_id
+        if is_path or not series or slice_number(name) is None or not name.endswith(".png"):
             raise self.error("File_name", "a name such as 000001_01_01_109.png")
         x_spacing, y_spacing, slice_interval = self._numbers("Spacing_mm_px_", 3)
         width, height = self._numbers("Image_size", 2, int)
@@ -103,7 +97,7 @@ class Row:
         if not 0 <= first <= last < 100_000:
             raise self.error("Slice_range", "the numbers of the first and last slice")
         return {
-            "file_name": os.path.join(image_root, series, number + extension),
+            "file_name": os.path.join(image_root, series, name),
             "image_id": self.image_id,
             "height": height,
             "width": width,
@@ -115,7 +109,7 @@ class Row:
         }
 
     def lesion(self) -> dict:
-        """One of the annotations of :func:`load_deeplesion`."""
+        """Make one of the annotations of :func:`load_deeplesion`."""
         width, height = self._numbers("Image_size", 2, int)
         box = [value - 1 for value in self._numbers("Bounding_boxes", 4)]
         points = [value - 1 for value in self._numbers("Measurement_coordinates", 8)]
@@ -127,7 +121,7 @@ class Row:
             raise self.error("Measurement_coordinates", "finite numbers")
         return {
             "bbox": clipped,
-            "bbox_mode": _XYXY_ABS,
+            "bbox_mode": XYXY_ABS,
             "category_id": 0,
             "iscrowd": 0,
             "row": self.index,
@@ -137,17 +131,14 @@ class Row:
         }
 
     def box_passes_border(self) -> bool:
-        """Whether the box in the file, before it is clipped, reaches past the image."""
+        """Tell whether the box in the file, before it is clipped, reaches past the image."""
         width, height = self._numbers("Image_size", 2, int)
         x1, y1, x2, y2 = self._numbers("Bounding_boxes", 4)
         return x1 < 1 or y1 < 1 or x2 > width or y2 > height
 
-    def _text(self, column: str) -> str:
-        return self.values[column] or ""
-
     def _numbers(self, column: str, count: int, kind: Callable = float) -> list:
         try:
-            values = [kind(value) for value in self._text(column).split(",")]
+            values = [kind(value) for value in (self.values[column] or "").split(",")]
         except ValueError:
             values = []
         if len(values) != count:

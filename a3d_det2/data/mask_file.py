@@ -12,17 +12,18 @@ it; ``size`` (height, width) and ``counts`` are COCO's compressed run-length enc
 """
 
 import json
-import os
+from dataclasses import dataclass
 
 import numpy as np
 
+from ..files import replacing
 from .dl_info import Row
 
 MASK_FILE = "weak_masks.json"
 
 
 def encode_mask(mask: np.ndarray) -> dict:
-    """(H, W) bool -> COCO's run-length encoding, as text."""
+    """Turn a mask, (H, W) bool, into COCO's run-length encoding, as text."""
     from pycocotools import mask as coco_mask
 
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -34,23 +35,28 @@ def write_masks(path: str, masks: list[dict]) -> None:
     keys = ("row", "image_id", "bbox", "source", "size", "counts")
     ordered = sorted(masks, key=lambda mask: mask["row"])
     lines = ",\n".join(json.dumps({key: mask[key] for key in keys if key in mask}) for mask in ordered)
-    with open(f"{path}.part", "w", encoding="utf-8") as f:
+    with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
         f.write(f'{{"masks": [\n{lines}\n]}}\n')
-    os.replace(f"{path}.part", path)
 
 
+@dataclass(frozen=True)
 class Masks:
-    """What :func:`read_masks` has read."""
+    """What :func:`read_masks` has read.
 
-    def __init__(self, path: str, by_row: dict[int, dict]):
-        self.path, self.by_row = path, by_row
+    Attributes:
+        path: of the file.
+        by_row: row of the csv, from 0 -> what the file has of it.
+    """
+
+    path: str
+    by_row: dict[int, dict]
 
     def segmentation(self, row: Row, lesion: dict) -> dict | None:
-        """The mask of a row, as Detectron2 takes it; None for a lesion whose key slice could not be read.
+        """Give the mask of a row as COCO's run-length encoding; None for a lesion whose key slice could not be read.
 
         Args:
             row: of the csv.
-            lesion: what was read of it.
+            lesion: what :meth:`.Row.lesion` made of it.
 
         Raises:
             ValueError: if the file has no mask for the row, or one of another lesion.
@@ -66,7 +72,8 @@ class Masks:
 
 
 def read_masks(path: str) -> Masks:
-    """
+    """Read a ``weak_masks.json``.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged.

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..files import replacing
 from .png import UnreadableSlice
 
 PACKED_DIR = "Images_packed"
 
 
 def packed_path(folder: str) -> str:
-    """Images_png/SERIES -> Images_packed/SERIES.b2nd, in the same dataset."""
+    """Give the path of the packed file, ``Images_packed/SERIES.b2nd``, that belongs to ``Images_png/SERIES``."""
     image_root, series = os.path.split(os.path.abspath(folder))
     return os.path.join(os.path.dirname(image_root), PACKED_DIR, f"{series}.b2nd")
 
@@ -35,46 +36,41 @@ def write_packed(path: str, numbers: list[int], slices: Iterable[np.ndarray]) ->
         OSError: if the file cannot be written.
         ImportError: if Blosc2 is not installed.
     """
-    blosc2 = import_blosc2()
     array, checksums = None, []
-    part = f"{path}.{os.getpid()}.part"
     try:
-        for k, image in enumerate(slices):
-            if array is None:
-                height, width = image.shape
-                array = blosc2.empty(
-                    (len(numbers), height, width),
-                    dtype=np.uint16,
-                    urlpath=part,
-                    mode="w",
-                    contiguous=True,
-                    chunks=(1, height, width),
-                    # About 64 kB, which stays in the second-level cache.
-                    blocks=(1, max(1, min(height, 32768 // width)), width),
-                    # Of the codecs and filters measured, the best compression that is fast to read; docs/loading.md.
-                    cparams=blosc2.CParams(
-                        codec=blosc2.Codec.ZSTD,
-                        clevel=5,
-                        filters=[blosc2.Filter.BITSHUFFLE],
-                        filters_meta=[0],
-                        nthreads=1,
-                    ),
-                )
-            if image.shape != array.shape[1:]:
-                raise ValueError(f"{path}: expected slices of size {array.shape[1:]}, got {image.shape}.")
-            array[k] = image
-            checksums.append(zlib.crc32(np.ascontiguousarray(image)))
-        array.schunk.vlmeta["numbers"] = numbers
-        array.schunk.vlmeta["crc32"] = checksums
-        array.schunk.vlmeta["series"] = _series_name(path)
-        del array
-        os.replace(part, path)
+        with replacing(path) as part:
+            for k, image in enumerate(slices):
+                if array is None:
+                    array = _empty(part, (len(numbers), *image.shape))
+                if image.shape != array.shape[1:]:
+                    raise ValueError(f"{path}: expected slices of size {array.shape[1:]}, got {image.shape}.")
+                array[k] = image
+                checksums.append(zlib.crc32(np.ascontiguousarray(image)))
+            array.schunk.vlmeta["numbers"] = numbers
+            array.schunk.vlmeta["crc32"] = checksums
+            array.schunk.vlmeta["series"] = _series_name(path)
+            del array
     except RuntimeError as error:  # all that Blosc2 says of a full disk
         free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
         raise OSError(f"{path}: cannot be written ({error}); the disk has {free / 1e6:.0f} MB left.") from error
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+
+
+def _empty(path: str, shape: tuple[int, int, int]):
+    """Make the array of Blosc2 for a series of ``shape`` (slices, H, W)."""
+    blosc2 = import_blosc2()
+    _, height, width = shape
+    # Of the codecs and filters measured, the best compression that is fast to read; docs/loading.md.
+    how = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "filters_meta": [0]}
+    return blosc2.empty(
+        shape,
+        dtype=np.uint16,
+        urlpath=path,
+        mode="w",
+        contiguous=True,
+        chunks=(1, height, width),
+        blocks=(1, max(1, min(height, 32768 // width)), width),  # about 64 kB, which stays in the second-level cache
+        cparams=blosc2.CParams(**how, nthreads=1),
+    )
 
 
 class PackedSeries:
@@ -92,7 +88,7 @@ class PackedSeries:
     def __init__(self, path: str):
         blosc2 = import_blosc2()
         self._path = path
-        with open(path, "rb"):  # of a file that may not be read Blosc2 says no more than of a damaged one
+        with open(path, "rb"):  # raises what Blosc2 does not say of a file that it may not read
             pass
         try:
             self._array = blosc2.open(path, mode="r", dparams=blosc2.DParams(nthreads=1))
@@ -100,15 +96,7 @@ class PackedSeries:
             series = self._array.schunk.vlmeta["series"]
             self._checksums: list[int] = self._array.schunk.vlmeta["crc32"]
             valid = self._array.dtype == np.uint16 and self._array.shape[0] == len(self.numbers)
-        except (
-            RuntimeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            TypeError,
-            SyntaxError,
-            ArithmeticError,
-        ) as error:
+        except (RuntimeError, ValueError, LookupError, AttributeError, TypeError, SyntaxError, ArithmeticError) as error:
             raise self._damaged(error) from error
         if not valid:
             raise self._damaged(f"an array of {self._array.dtype}, {self._array.shape}")
@@ -123,15 +111,15 @@ class PackedSeries:
         )
 
     def checksum(self, number: int) -> int:
-        """CRC-32 of a slice, as it was written."""
+        """Give the CRC-32 that a slice was written with."""
         return self._checksums[self._index[number]]
 
     def path(self, number: int) -> str:
-        """Where a slice is found, for messages."""
+        """Say where a slice is found, for messages."""
         return f"{self._path}, slice {number}"
 
     def read(self, number: int, verify: bool = False) -> np.ndarray:
-        """(H, W) uint16, as stored.
+        """Read a slice, (H, W) uint16 as stored.
 
         Args:
             number: of the slice.
@@ -158,7 +146,7 @@ def _series_name(path: str) -> str:
 
 
 def import_blosc2():
-    """The module, or an ImportError that says what to install."""
+    """Import Blosc2; the ImportError says what to install."""
     try:
         import blosc2
     except ImportError as error:

@@ -12,30 +12,18 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from ..files import slice_number
 from .dl_info import SPLITS
 from .png import HU_OFFSET, write_png
 from .recist import recist_box
+from .series import series_name
 
 INTERVALS = (0.5, 1.0, 2.0, 2.5, 5.0)  # mm
-COLUMNS = (
-    "File_name",
-    "Patient_index",
-    "Study_index",
-    "Series_ID",
-    "Key_slice_index",
-    "Measurement_coordinates",
-    "Bounding_boxes",
-    "Lesion_diameters_Pixel_",
-    "Normalized_lesion_location",
-    "Coarse_lesion_type",
-    "Possibly_noisy",
-    "Slice_range",
-    "Spacing_mm_px_",
-    "Image_size",
-    "DICOM_windows",
-    "Patient_gender",
-    "Patient_age",
-    "Train_Val_Test",
+# All columns of DL_info.csv.
+COLUMNS = tuple(
+    "File_name Patient_index Study_index Series_ID Key_slice_index Measurement_coordinates Bounding_boxes "
+    "Lesion_diameters_Pixel_ Normalized_lesion_location Coarse_lesion_type Possibly_noisy Slice_range Spacing_mm_px_ "
+    "Image_size DICOM_windows Patient_gender Patient_age Train_Val_Test".split()
 )
 
 AIR, FAT, MUSCLE, LUNG, BONE = -1000.0, -100.0, 45.0, -850.0, 500.0  # HU
@@ -71,14 +59,14 @@ class Blob:
         return math.isinf(self.depth)
 
     def recist(self) -> np.ndarray:
-        """(4, 2) ends of the long, then of the short axis on the key slice."""
+        """Give the ends of the long, then of the short axis on the key slice, (4, 2)."""
         along = np.array([math.cos(self.angle), math.sin(self.angle)])
         across = np.array([-along[1], along[0]])
         ends = [self.long * along, -self.long * along, self.short * across, -self.short * across]
         return np.array([self.x, self.y]) + ends
 
     def box(self) -> np.ndarray:
-        """(4,) XYXY."""
+        """Give the box around the axes that DeepLesion would, (4,) XYXY."""
         return recist_box(self.recist())
 
 
@@ -182,7 +170,7 @@ def series_from_annotations(records: list[dict], *, seed: int) -> Series:
     Raises:
         ValueError: if there are no records, or they are of several series.
     """
-    names = {os.path.basename(os.path.dirname(r["file_name"])) for r in records}
+    names = {series_name(record["file_name"]) for record in records}
     if len(names) != 1:
         raise ValueError(f"Expected the key slices of one series, got those of {len(names)}: {sorted(names)[:5]}.")
     (name,) = names
@@ -190,11 +178,11 @@ def series_from_annotations(records: list[dict], *, seed: int) -> Series:
     rng = np.random.default_rng([seed, *numbers])
     width, height = records[0]["width"], records[0]["height"]
     interval = records[0]["slice_interval"]
-    interval = interval if math.isfinite(interval) and interval > 0 else 1.0
+    interval = interval if 0 < interval < math.inf else 1.0
     slices: set[int] = set()
     lesions: list[Blob] = []
     for record in records:
-        key = int(os.path.splitext(os.path.basename(record["file_name"]))[0])
+        key = slice_number(record["file_name"])
         first, last = record["slice_range"]
         slices.update(range(min(first, key), max(last, key) + 1))
         for annotation in record["annotations"]:

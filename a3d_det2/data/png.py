@@ -15,7 +15,8 @@ class NotSixteenBit(UnreadableSlice):
 
 
 def read_png(path: str) -> np.ndarray:
-    """
+    """Read a 16-bit grey PNG.
+
     Returns:
         (H, W) uint16, as stored.
 
@@ -43,10 +44,10 @@ def read_png(path: str) -> np.ndarray:
 
 
 def write_png(path: str, stored: np.ndarray) -> None:
-    """Write (H, W) uint16; fast rather than small."""
+    """Write a slice, (H, W) uint16; fast rather than small."""
     Image.fromarray(stored).save(path, compress_level=1)
 
 
 def to_hu(stored: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """uint16 as stored -> float32 HU, into ``out`` if given."""
+    """Turn uint16 as stored into HU: float32 of the same shape, written into ``out`` if given."""
     return np.subtract(stored, np.float32(HU_OFFSET), out=out, dtype=np.float32)

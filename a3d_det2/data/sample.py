@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from fvcore.transforms.transform import Transform
 
-from .once import OncePerFile
+from .once import LogOnce
 from .png import UnreadableSlice
 from .recist import is_recist_box, transform_recist_box
 from .slices import load_slice_stack, window_hu

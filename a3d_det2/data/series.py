@@ -4,8 +4,14 @@ import os
 
 import numpy as np
 
+from ..files import slice_number
 from .packed import PackedSeries, packed_path
 from .png import read_png
+
+
+def series_name(path: str) -> str:
+    """Name the series of a slice: "000001_01_01" for ".../000001_01_01/109.png"."""
+    return os.path.basename(os.path.dirname(path))
 
 
 class PngSeries:
@@ -19,16 +25,15 @@ class PngSeries:
         self._folder = folder
         # Of 1.png and 001.png the latter is taken.
         names = sorted(os.listdir(folder), key=len) if os.path.isdir(folder) else []
-        stems = (os.path.splitext(name) for name in names)
-        self._names = {int(stem): stem + ext for stem, ext in stems if ext == ".png" and stem.isdecimal()}
-        self.numbers = sorted(self._names)
+        self._names = {slice_number(name): name for name in names if name.endswith(".png")}
+        self.numbers = sorted(self._names.keys() - {None})
 
     def path(self, number: int) -> str:
-        """That of a slice, whether it is there or not."""
+        """Give the path of a slice, whether it is there or not."""
         return os.path.join(self._folder, self._names.get(number, f"{number:03d}.png"))
 
     def read(self, number: int, verify: bool = False) -> np.ndarray:
-        """(H, W) uint16, as stored; raises as :func:`read_png`. A PNG is always verified."""
+        """Read a slice, (H, W) uint16 as stored; raises as :func:`read_png`. A PNG is always verified."""
         return read_png(self.path(number))
 
 

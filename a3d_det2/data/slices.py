@@ -6,9 +6,12 @@ import math
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
+from ..files import slice_number
+from .once import LogOnce
 from .packed import packed_path
 from .png import UnreadableSlice, read_png, to_hu
 from .series import PngSeries, open_series
@@ -29,13 +32,9 @@ def read_slice(path: str) -> np.ndarray:
     return to_hu(read_png(path))
 
 
-_warned: set[str] = set()
-
-
-def _warn_once(path: str, message: str) -> None:
-    if path not in _warned:
-        _warned.add(path)
-        logging.getLogger(__name__).warning(message)
+@cache
+def _log_once() -> LogOnce:
+    return LogOnce(logging.getLogger(__name__))
 
 
 def load_slice_stack(
@@ -47,7 +46,7 @@ def load_slice_stack(
     *,
     slice_range: tuple[int, int] | None = None,
     packed: bool = True,
-    on_damage: Callable[[str, str], None] = _warn_once,
+    on_damage: Callable[[str, str], None] | None = None,
 ) -> np.ndarray:
     """Load the key slice and its neighbours, resampled to a common distance.
 
@@ -71,8 +70,8 @@ def load_slice_stack(
             "none" takes the slices as they are.
         slice_range: first and last slice of the series; one within that is not on disk then counts as damaged.
         packed: whether to read ``Images_packed`` beside the folder of the series where it is there; see :mod:`.packed`.
-        on_damage: called with path and message for each damaged file that was to be read; the default logs one
-            warning for each file in a process.
+        on_damage: called with path and message for each damaged file that was to be read; None logs one warning for
+            each file in a process.
 
     Returns:
         (D, H, W) float32, in HU.
@@ -88,10 +87,15 @@ def load_slice_stack(
         raise ValueError(f"target_interval must be a positive number of mm. Got {target_interval} instead!")
     if resampling not in RESAMPLING:
         raise ValueError(f"Unknown resampling {resampling!r}. Choose one of {', '.join(RESAMPLING)}.")
-    neighbourhood = _Neighbourhood(path, slice_range, packed, on_damage)
+    neighbourhood = _Neighbourhood(path, slice_range, packed, on_damage or _log_once())
     stack = np.empty((num_slices, *neighbourhood.key_slice.shape), dtype=np.float32)
     if not (math.isfinite(slice_interval) and slice_interval > 0):
-        _warn_bad_interval(path, slice_interval)
+        if multiprocessing.parent_process() is None:
+            _log_once()(
+                "slice interval",
+                f"{path}: expected a positive slice interval in mm, got {slice_interval}. Its key slice is repeated in "
+                "place of the neighbours; further such series are not reported.",
+            )
         stack[:] = to_hu(neighbourhood.key_slice)
         return stack
     for image, (near, far, fraction) in zip(
@@ -102,7 +106,7 @@ def load_slice_stack(
 
 
 def _positions(half: int, ratio: float, resampling: str) -> list[tuple[int, int, float]]:
-    """Between which slices each slice of the stack lies, by their number relative to the key slice.
+    """Find between which slices each slice of the stack lies, by their numbers relative to the key slice.
 
     Args:
         half: D // 2.
@@ -129,15 +133,14 @@ def _positions(half: int, ratio: float, resampling: str) -> list[tuple[int, int,
 
 
 class _Neighbourhood:
-    """The slices beside a key slice, by their number relative to it; each is decoded once."""
+    """The slices beside a key slice, (H, W) uint16 by their number relative to it; each is decoded once."""
 
     def __init__(self, key_path: str, slice_range: tuple[int, int] | None, packed: bool, on_damage: Callable):
-        folder, key_name = os.path.split(key_path)
-        stem = os.path.splitext(key_name)[0]
-        if not stem.isdecimal():
+        folder = os.path.dirname(key_path)
+        self._key = slice_number(key_path)
+        if self._key is None:
             raise ValueError(f"{key_path}: expected a slice number as the file name, such as 109.png.")
-        self._key = int(stem)
-        self._slice_range = slice_range
+        self._slice_range = range(slice_range[0], slice_range[1] + 1) if slice_range else range(0)
         self._on_damage = on_damage
         try:
             self._series = open_series(folder, packed)
@@ -153,7 +156,7 @@ class _Neighbourhood:
         self._damaged: set[int] = set()
 
     def interpolate(self, near: int, far: int, fraction: float, out: np.ndarray) -> None:
-        """near * (1 - fraction) + far * fraction in HU, into ``out``."""
+        """Write near * (1 - fraction) + far * fraction, in HU, into ``out``, (H, W) float32."""
         low = self._nearest(near)
         high = self._nearest(far) if fraction else low
         to_hu(low, out)
@@ -164,7 +167,7 @@ class _Neighbourhood:
             out += weighted
 
     def _nearest(self, offset: int) -> np.ndarray:
-        """The slice itself, or where it is not to be had, the next one towards the key slice."""
+        """Read a slice, or where it is not to be had, the next one towards the key slice."""
         while True:
             found = self._nearest_on_disk(offset)
             if found != offset:
@@ -199,26 +202,13 @@ class _Neighbourhood:
 
     def _report_missing(self, offset: int) -> None:
         number = self._key + offset
-        if offset not in self._damaged and self._slice_range and self._slice_range[0] <= number <= self._slice_range[1]:
+        if offset not in self._damaged and number in self._slice_range:
             path = self._series.path(number)
             self._on_damage(
                 path,
-                f"{path}: no such slice, though the series has {self._slice_range[0]} to {self._slice_range[1]}. The "
+                f"{path}: no such slice, though the series has {self._slice_range[0]} to {self._slice_range[-1]}. The "
                 "next slice towards the key slice takes its place.",
             )
-
-
-_bad_interval_reported = False
-
-
-def _warn_bad_interval(path: str, slice_interval: float) -> None:
-    global _bad_interval_reported
-    if not _bad_interval_reported and multiprocessing.parent_process() is None:
-        _bad_interval_reported = True
-        logging.getLogger(__name__).warning(
-            f"{path}: expected a positive slice interval in mm, got {slice_interval}. Its key slice is repeated in "
-            "place of the neighbours; further such series are not reported."
-        )
 
 
 def window_hu(hu: np.ndarray, window: tuple[float, float] = (-1024, 2050), out: np.ndarray | None = None) -> np.ndarray:

@@ -12,7 +12,6 @@ Needs no model and no Detectron2. --output gets evaluation.json, scores.csv, rep
 
 import argparse
 import csv
-import json
 import logging
 import math
 import os
@@ -28,17 +27,19 @@ from ..data.dl_info import LESION_TYPES, SPLITS
 from ..data.mask_file import MASK_FILE
 from ..data.slices import load_slice_stack
 from ..evaluation.detection_reader import read_detections
+from ..evaluation.evaluation_files import write_json
 from ..evaluation.froc import FPS_PER_IMAGE
 from ..evaluation.matching import OVERLAPS, REPEAT_HITS, MatchRule
 from ..evaluation.report.page import write_report
 from ..evaluation.report.tables import comparison_table, csv_rows, score_table
 from ..evaluation.split_evaluation import SplitEvaluation, compare, nan_to_none
+from ..files import replacing
 
 GALLERY_SLICES, GALLERY_INTERVAL = 5, 2.0  # mm
 
 
 def at_least(kind: type, lowest: float) -> Callable[[str], float]:
-    """For argparse: a finite number from ``lowest`` on."""
+    """A type for argparse: a finite number from ``lowest`` on."""
 
     def convert(text: str) -> float:
         value = kind(text)
@@ -82,7 +83,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_ground_truth(args: argparse.Namespace) -> tuple[list[dict], str]:
-    """Dataset dicts, and a title."""
+    """Read the dataset dicts, and make a title for them."""
     path = Path(args.ground_truth)
     image_root = args.image_root or str(path.with_name("Images_png"))
     if path.suffix.lower() == ".json":
@@ -96,7 +97,14 @@ def read_ground_truth(args: argparse.Namespace) -> tuple[list[dict], str]:
 
 
 def named(arguments: list[str]) -> dict[str, str]:
-    """Name -> file. Without a name, the last part of the path that says something."""
+    """Split NAME=FILE; without a name it is the last part of the path that says something.
+
+    Returns:
+        name -> file.
+
+    Raises:
+        ValueError: if there is no file, or a name twice.
+    """
     files = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")
@@ -173,9 +181,11 @@ def write(args, title: str, files: dict, evaluations: dict, summaries: dict, com
         "results": summaries,
         "comparison": comparison and {"first": names[0], "second": names[1], **comparison},
     }
-    with open(os.path.join(args.output, "evaluation.json"), "w", encoding="utf-8") as f:
-        json.dump(nan_to_none(content), f, indent=2, allow_nan=False)
-    with open(os.path.join(args.output, "scores.csv"), "w", newline="", encoding="utf-8") as f:
+    write_json(os.path.join(args.output, "evaluation.json"), nan_to_none(content), indent=2)
+    with (
+        replacing(os.path.join(args.output, "scores.csv")) as part,
+        open(part, "w", newline="", encoding="utf-8") as f,
+    ):
         csv.writer(f).writerows(csv_rows(summaries))
     has_images = args.gallery > 0 and (args.image_root or Path(args.ground_truth).with_name("Images_png").is_dir())
     path = write_report(

@@ -55,7 +55,7 @@ def average_precision(
 
 
 def _best_of_each_image(detections: Detections) -> np.ndarray:
-    """Indices in the order of the input, which decides between equal scores."""
+    """Indices of each image's best detections, in the order of the input, which decides between equal scores."""
     order = np.lexsort([-detections.scores, detections.image])  # stable
     image = detections.image[order]
     place = np.arange(len(order)) - np.searchsorted(image, image, side="left")

@@ -50,7 +50,8 @@ class ResampledFroc:
         self._ranks: dict[bytes, np.ndarray] = {}
 
     def sensitivities(self, images: np.ndarray | None = None, lesions: np.ndarray | None = None) -> np.ndarray:
-        """
+        """The sensitivity of every resample at every level, in a part of the split.
+
         Args:
             images, lesions: those that count, see :meth:`.Matches.select`.
 
@@ -69,7 +70,7 @@ class ResampledFroc:
             return hits / found[:, -1:].astype(np.float64)
 
     def _first_ranks_too_many(self, images: np.ndarray) -> np.ndarray:
-        """(R, L): of the first false positive that exceeds each level; the number of detections where none does."""
+        """(R, L) rank of the first false positive that exceeds each level; the number of detections where none does."""
         key = images.tobytes()
         if key not in self._ranks:
             self._ranks[key] = self._find_ranks(images)
@@ -93,7 +94,7 @@ class ResampledFroc:
 
 
 def _most_at_or_below(levels: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The most k with k / count <= level, where the division is that of the curve's points."""
+    """The largest k with k / count <= level, by the same division that makes the points of the curve."""
     count = np.maximum(count, 1)
     k = np.floor(np.minimum(levels * count, 2.0**52))
     k += (k + 1) / count <= levels

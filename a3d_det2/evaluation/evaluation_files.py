@@ -5,6 +5,7 @@ import logging
 import math
 import os
 
+from ..files import replacing
 from .detection_reader import detections_from_results
 from .report.figures import plot_froc
 from .report.tables import score_table
@@ -26,8 +27,8 @@ def evaluate_results(
 ) -> dict[str, dict[str, float]]:
     """Score results, log the table, and write to ``output_dir``:
 
-        froc.json: all that :meth:`.SplitEvaluation.summary` says: sensitivities, their average over 0.5, 1, 2 and 4 FPs per
-            image, by stratum, with confidence intervals; score thresholds; AP50; the quality of masks.
+        froc.json: all that :meth:`.SplitEvaluation.summary` says: sensitivities, their average over 0.5, 1, 2 and 4
+            FPs per image, by stratum, with confidence intervals; score thresholds; AP50; the quality of masks.
         froc.png: the curves of all slices and by slice thickness.
         coco_instances_results.json: the results as they are. ``tools/evaluate.py`` scores them again, by any rule,
             compares them with others and makes the report.
@@ -40,7 +41,7 @@ def evaluate_results(
         settings: see :class:`.SplitEvaluation`.
 
     Returns:
-        What has no lesions has no value and is left out.
+        task -> metric -> value, without those of a split or stratum that has no lesions:
             froc: avg, sensitivity_0.5, ..., and avg_thin, avg_thick (slices up to and above 2 mm), avg_small,
                 avg_medium, avg_large (lesions below 10 mm, to 30 mm, above), in [0, 1].
             bbox: AP50, in percent.
@@ -78,11 +79,17 @@ def _metrics(summary: dict) -> dict[str, dict[str, float]]:
 
 def _write(output_dir: str, results: list[dict], evaluation: SplitEvaluation, summary: dict) -> None:
     os.makedirs(output_dir, exist_ok=True)
-    for name, content in (("coco_instances_results.json", results), ("froc.json", nan_to_none(summary))):
-        with open(os.path.join(output_dir, name), "w") as f:
-            json.dump(content, f, indent=2 if name == "froc.json" else None)
+    write_json(os.path.join(output_dir, "coco_instances_results.json"), results)
+    write_json(os.path.join(output_dir, "froc.json"), nan_to_none(summary), indent=2)
     curves = {"all": evaluation.curve()}
     for name, stratum in evaluation.strata.get("slice thickness", {}).items():
         curves[name] = evaluation.curve(stratum)
-    plot_froc(curves).savefig(os.path.join(output_dir, "froc.png"), dpi=150)
+    with replacing(os.path.join(output_dir, "froc.png")) as part:
+        plot_froc(curves).savefig(part, dpi=150, format="png")
     _logger.info(f"Wrote froc.json, froc.png and coco_instances_results.json to {output_dir}")
+
+
+def write_json(path: str, content, indent: int | None = None) -> None:
+    """Write a file in one step, so that nobody ever reads half of it."""
+    with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
+        json.dump(content, f, indent=indent)

@@ -21,7 +21,7 @@ class FrocCurve:
     Attributes:
         fps_per_image: (total detections,) false positives so far / images.
         sensitivity: (total detections,) lesions hit so far / lesions; NaN where there are no lesions.
-        score: (total detections,) of the detection.
+        score: (total detections,) score of the detection.
         num_images, num_lesions: the two denominators.
     """
 
@@ -52,7 +52,7 @@ class FrocCurve:
         """
         kept = int(np.searchsorted(self.fps_per_image, fps_per_image, side="right"))
         if kept < len(self.score):
-            # Those with the score of the first one that is too many go with it.
+            # All detections with the score of the first one that is too many go with it.
             kept = int(np.searchsorted(-self.score, -self.score[kept], side="left"))
         return float(self.score[kept - 1]) if kept else float("nan")
 

@@ -13,11 +13,11 @@ from .strata import long_diameter
 
 @dataclass(frozen=True)
 class MaskQuality:
-    """Of the lesions that a detection with a mask hits; the first one to hit a lesion is taken.
+    """The masks of the k lesions that a detection hits, where the first one to hit the lesion has a mask.
 
     Attributes:
         image: (k,) index of each lesion's image.
-        dice: (k,) with the lesion's mask; NaN where it has none.
+        dice: (k,) Dice coefficient with the lesion's mask; NaN where it has none.
         diameter_error: (k,) mm, long diameter of the predicted mask minus that of the annotation; NaN where that is
             not known.
     """
@@ -28,11 +28,12 @@ class MaskQuality:
 
 
 def mask_quality(images: list[dict], matches: Matches, detections: Detections) -> MaskQuality:
-    """
+    """Compare the predicted masks of the lesions found with the annotations.
+
     Args:
-        images: dataset dicts as of :func:`load_deeplesion`, with ``segmentation`` (RLE or polygons) where there are
-            masks.
-        matches: of their lesions, one image after the other, and the detections.
+        images: dataset dicts as :func:`load_deeplesion` makes them, with ``segmentation`` (RLE or polygons) where there
+            are masks.
+        matches: which of ``detections`` hits which lesion of ``images``, these counted one image after the other.
 
     Raises:
         ValueError: if a mask, predicted or annotated, has not the size of its image, or is damaged.
@@ -88,7 +89,7 @@ def _encode(segmentation: dict | list, image: dict) -> dict:
 
 
 def _decode(rle: dict, image: dict, what: str) -> np.ndarray:
-    """(H, W) bool."""
+    """Compressed RLE -> (H, W) bool; ``what`` names it in errors."""
     size = [image["height"], image["width"]]
     if not isinstance(rle.get("size"), (list, tuple)) or list(rle["size"]) != size:
         raise ValueError(

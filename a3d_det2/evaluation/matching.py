@@ -58,7 +58,7 @@ class MatchRule:
             (...) bool; False where a box is not finite, or ends before it begins.
         """
         valid = _ends_after_it_begins(detections) & _ends_after_it_begins(lesions)
-        with np.errstate(invalid="ignore"):  # of what is not finite; no comparison with NaN is true
+        with np.errstate(invalid="ignore"):  # infinite boxes give NaN, which compares as False
             if self.overlap == "centre":
                 centre = (detections[..., :2] + detections[..., 2:]) / 2
                 return valid & np.all((lesions[..., :2] <= centre) & (centre <= lesions[..., 2:]), axis=-1)
@@ -113,9 +113,9 @@ class Matches:
         num_images: images, with or without detections and lesions.
         detection: (n,) which of the detections that were given has the rank.
         score: (n,) falling.
-        image: (n,) of the detection.
+        image: (n,) index of the detection's image.
         false_positive: (n,) bool.
-        lesion_image: (m,) of the lesion.
+        lesion_image: (m,) index of the lesion's image.
         hit_by: (m,) rank of the first detection to hit the lesion; n where none does.
     """
 

@@ -53,7 +53,7 @@ class SplitEvaluation:
     ):
         """
         Args:
-            images: dataset dicts as of :func:`load_deeplesion`; those without annotations have no lesions.
+            images: dataset dicts as :func:`load_deeplesion` makes them; those without annotations have no lesions.
             detections: on these images.
             rule: what hits; None is the published one.
             fps_per_image: where to report the sensitivity.
@@ -103,7 +103,7 @@ class SplitEvaluation:
         self.warnings = [*detections.warnings, *([] if self.by_patient else [NO_PATIENTS])]
 
     def curve(self, stratum: Stratum | None = None) -> FrocCurve:
-        """Of a stratum; None is all."""
+        """The FROC curve of a stratum; None is the whole split."""
         stratum = stratum or Stratum()
         return froc_curve(self.matches, stratum.images, stratum.lesions)
 
@@ -127,7 +127,7 @@ class SplitEvaluation:
 
     @cached_property
     def masks(self) -> MaskQuality | None:
-        """None where no detection has a mask."""
+        """How well the masks fit; None where no detection has one."""
         has_masks = any(mask is not None for mask in self.detections.masks)
         return mask_quality(self.images, self.matches, self.detections) if has_masks else None
 
@@ -183,7 +183,7 @@ class SplitEvaluation:
         }
 
     def _operating_point(self, curve: FrocCurve, level: float) -> dict:
-        """What remains of the detections with ``score >= score_threshold``."""
+        """The threshold that keeps to a level of false positives, and what detections from that score on reach."""
         threshold = curve.score_threshold(level)
         kept = 0 if math.isnan(threshold) else int(np.searchsorted(-curve.score, -threshold, side="right"))
         reached = (float(curve.fps_per_image[kept - 1]), float(curve.sensitivity[kept - 1])) if kept else (0.0, 0.0)
@@ -196,7 +196,7 @@ class SplitEvaluation:
         }
 
     def _mask_scores(self, masks: MaskQuality) -> dict:
-        """Mean and median over the lesions that were found."""
+        """Mean, its interval, and median of what is measured of masks, over the lesions that were found."""
         measures = {
             "dice": masks.dice,
             "diameter_error_mm": masks.diameter_error,
@@ -266,7 +266,7 @@ def _or_nan(statistic, values: np.ndarray) -> float:
 
 
 def nan_to_none(value):
-    """JSON has neither NaN nor infinity."""
+    """Nested dicts and lists with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: nan_to_none(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

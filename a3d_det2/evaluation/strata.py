@@ -1,15 +1,16 @@
 """Parts of a split by slice thickness, lesion size and type, and the key slice's place in its series."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..files import slice_number
+
 
 @dataclass(frozen=True)
 class Stratum:
-    """What counts, see :meth:`.Matches.select`.
+    """A part of a split: what counts, see :meth:`.Matches.select`.
 
     Attributes:
         images: (num_images,) bool, or None for all.
@@ -23,21 +24,21 @@ class Stratum:
 def build_strata(
     images: list[dict], lesion_types: Mapping[int, str] | None = None, context: float = 6.0
 ) -> dict[str, dict[str, Stratum]]:
-    """
+    """Divide a split into strata.
+
     What an image or lesion does not tell puts it in no stratum, and a group of which nothing is known is left out.
 
     Args:
-        images: dataset dicts as of :func:`load_deeplesion`, whose slice_interval, slice_range, spacing, diameters and
-            lesion_type are looked at where they are there. The lesions are their annotations, one image after the
-            other.
+        images: dataset dicts as :func:`load_deeplesion` makes them; of slice_interval, slice_range, spacing, diameters
+            and lesion_type any may be missing. The lesions are their annotations, one image after the other.
         lesion_types: name of each lesion_type; None leaves that group out.
         context: mm from the key slice; 6 is how far 7 slices of 2 mm reach.
 
     Returns:
         group -> name -> stratum:
             "slice thickness": up to and above 2 mm; images with their false positives.
-            "lesion diameter": RECIST long diameter below 10, 10 to 30 and above 30 mm. As the dataset's author does it,
-                the lesions are chosen and the false positives are those of all images.
+            "lesion diameter": RECIST long diameter below 10, 10 to 30 and above 30 mm. The lesions are chosen and the
+                false positives are those of all images, as the dataset's author does it.
             "lesion type": likewise.
             "end of series": whether the series ends, on either side, less than ``context`` from the key slice, so that
                 slices have to be made up; images with their false positives.
@@ -72,11 +73,11 @@ def long_diameter(image: dict, lesion: dict) -> float:
 
 def _distance_to_end(image: dict) -> float:
     """mm from the key slice, ``NNN.png``, to the nearer end of its series; NaN where it is not known."""
-    stem = os.path.splitext(os.path.basename(image.get("file_name", "")))[0]
-    if not image.get("slice_range") or not stem.isdecimal():
+    number = slice_number(image.get("file_name", ""))
+    if not image.get("slice_range") or number is None:
         return np.nan
     first, last = image["slice_range"]
-    slices = min(int(stem) - first, last - int(stem))
+    slices = min(number - first, last - number)
     return slices * _positive(image.get("slice_interval")) if slices >= 0 else np.nan
 
 

@@ -68,15 +68,7 @@ def mix(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | 
         return
     check_same(x, out)
     planes, problem, kept = _problem(x, weight, scale, shift)
-    _library.a3d_mix(
-        DTYPES[x.dtype],
-        planes,
-        ctypes.byref(problem),
-        x.data_ptr(),
-        ctypes.byref(_Strides(*strides(x, planes))),
-        out.data_ptr(),
-        ctypes.byref(_Strides(*strides(out, planes))),
-    )
+    _library.a3d_mix(DTYPES[x.dtype], planes, ctypes.byref(problem), *_place(x, planes), *_place(out, planes))
     del kept
 
 
@@ -105,12 +97,7 @@ def mix_backward(
             DTYPES[x.dtype],
             planes,
             ctypes.byref(problem),
-            x.data_ptr(),
-            ctypes.byref(_Strides(*strides(x, planes))),
-            grad.data_ptr(),
-            ctypes.byref(_Strides(*strides(grad, planes))),
-            grad_x.data_ptr(),
-            ctypes.byref(_Strides(*strides(grad_x, planes))),
+            *(pointer for tensor in (x, grad, grad_x) for pointer in _place(tensor, planes)),
             accumulate,
             sums.data_ptr(),
             sums.stride(0) if each > 1 else 0,
@@ -128,13 +115,15 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of (N, C, D, H, W), which must not be empty: two of (C,), float64."""
     sums = torch.zeros(3, x.shape[1], dtype=torch.float64)
     planes, problem, _ = _problem(x, None, None, None)
-    strides_of_x = _Strides(*strides(x, planes))
-    _library.a3d_statistics(
-        DTYPES[x.dtype], planes, ctypes.byref(problem), x.data_ptr(), ctypes.byref(strides_of_x), sums.data_ptr()
-    )
+    _library.a3d_statistics(DTYPES[x.dtype], planes, ctypes.byref(problem), *_place(x, planes), sums.data_ptr())
     centre, total, squares = sums
     mean = total * (x.shape[1] / x.numel())
     return centre + mean, (squares * (x.shape[1] / x.numel()) - mean.square()).clamp_(min=0)
+
+
+def _place(x: Tensor, planes: bool):
+    """Where a tensor lies: its first value, and the steps from there."""
+    return x.data_ptr(), ctypes.byref(_Strides(*strides(x, planes)))
 
 
 def _problem(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None):

@@ -8,7 +8,8 @@ slices, each in passes of its own. Here
 - the norms of all layers share the statistics of the channels they have in common;
 - the gradients of all layers are added up in place.
 
-Parameters, buffers and results are those of the plain path.
+Parameters, buffers and results are those of the plain path. One tensor per block is what it takes: with the same fused
+pass but ``torch.cat``, a training step of the 7-slice trunk needs 1.3 to 1.4 times the memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -168,7 +169,8 @@ def _training(
 ) -> Tensor:
     norm = layers[0].norm1
     count = x.numel() // x.shape[1]
-    seen, mean, var = _Begin.apply(x, x.shape[1] + sum(layer.conv2.out_channels for layer in layers))
+    block = _channels_last(x, x.shape[1] + sum(layer.conv2.out_channels for layer in layers))
+    seen, mean, var = _Append.apply(_same_memory(block, 0), x)
     parts = []
     trains = any(layer.norm1.training for layer in layers)
     for layer in layers:
@@ -222,8 +224,8 @@ def _channels_last(x: Tensor, channels: int) -> Tensor:
 
 
 # In training the channels so far are a tensor of their own at each layer, though all lie in the same memory: autograd
-# must not see that later layers write beside what earlier ones have read. Between _Begin and _End nobody else holds
-# these tensors or their gradients, which is why the gradients may be added up in place.
+# must not see that later layers write beside what earlier ones have read. Until _End nobody else holds these
+# tensors or their gradients, which is why the gradients may be added up in place.
 
 
 def _same_memory(seen: Tensor, channels: int) -> Tensor:
@@ -231,34 +233,6 @@ def _same_memory(seen: Tensor, channels: int) -> Tensor:
     batch, _, *rest = seen.shape
     shape = (batch, channels, *rest)
     return seen.new_empty(0).set_(seen.untyped_storage(), seen.storage_offset(), shape, seen.stride())
-
-
-def _with_statistics(
-    grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor | None, grad_var: Tensor | None
-) -> Tensor:
-    """The gradient with respect to ``x`` and that through its statistics, which nobody uses in evaluation mode."""
-    if grad_mean is None:
-        return grad
-    return add_channel_statistics_backward(grad, x, mean, grad_mean, grad_var)
-
-
-class _Begin(torch.autograd.Function):
-    """(N, C, D, H, W) -> the same at the beginning of a new block of ``total`` channels, its mean and variance."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
-        block = _channels_last(x, total)
-        block[:, : x.shape[1]].copy_(x)
-        seen = _same_memory(block, x.shape[1])
-        mean, var = channel_statistics(seen)
-        ctx.save_for_backward(_same_memory(block, x.shape[1]), mean)
-        ctx.set_materialize_grads(False)
-        return seen, mean, var
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_seen: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None]:
-        return _with_statistics(grad_seen, *ctx.saved_tensors, grad_mean, grad_var), None
 
 
 class _MixSeen(torch.autograd.Function):
@@ -300,7 +274,10 @@ class _Append(torch.autograd.Function):
     def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, Tensor]:
         part, mean = ctx.saved_tensors
         channels = grad.shape[1] - part.shape[1]
-        return grad[:, :channels], _with_statistics(grad[:, channels:], part, mean, grad_mean, grad_var)
+        grad_seen, grad_new = grad[:, :channels], grad[:, channels:]
+        if grad_mean is not None:  # in evaluation mode nobody uses the statistics
+            grad_new = add_channel_statistics_backward(grad_new, part, mean, grad_mean, grad_var)
+        return grad_seen, grad_new
 
 
 class _End(torch.autograd.Function):
@@ -309,9 +286,7 @@ class _End(torch.autograd.Function):
     @staticmethod
     def forward(ctx, seen: Tensor) -> Tensor:
         block = _same_memory(seen, seen.shape[1])
-        ctx.save_for_backward(
-            block
-        )  # so that autograd notices when it is overwritten, and what was saved of it with it
+        ctx.save_for_backward(block)  # autograd then notices when it, and all that was saved of it, is overwritten
         return block
 
     @staticmethod

@@ -23,24 +23,11 @@ class A3DConv(FusionConv):
         the others: see :class:`FusionConv`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        num_slices: int,
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        thickness_aware: bool = False,
-        reference_thickness: float = 2.0,
-    ):
-        super().__init__(in_channels, out_channels, kernel_size, num_slices, stride, padding, dilation, groups, bias)
+    def __init__(self, *args, thickness_aware: bool = False, reference_thickness: float = 2.0, **kwargs):
+        super().__init__(*args, **kwargs)
         self.thickness_aware = thickness_aware
         self.reference_thickness = check_reference(reference_thickness)
-        self.fusion_weight = nn.Parameter(torch.empty(num_slices, num_slices, in_channels))
+        self.fusion_weight = nn.Parameter(torch.empty(self.num_slices, self.num_slices, self.in_channels))
         self.reset_fusion_weight()
 
     def reset_fusion_weight(self) -> None:

@@ -70,17 +70,13 @@ def convert_to_3d(
             check_plain(conv, subclasses)
             in_channels = 1 if conv is stem else conv.in_channels
             plain = slice_wise is not None and slice_wise(path, conv)
+            same = ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
             fusion_conv = build_fusion_conv(
                 "none" if plain else op,
                 in_channels,
-                conv.out_channels,
-                conv.kernel_size,
-                num_slices,
-                conv.stride,
-                conv.padding,
-                conv.dilation,
-                conv.groups,
-                conv.bias is not None,
+                num_slices=num_slices,
+                bias=conv.bias is not None,
+                **{name: getattr(conv, name) for name in same},
                 **({} if plain else op_options),
             ).to(conv.weight.device, conv.weight.dtype)
         except ValueError as error:

@@ -2,9 +2,10 @@ import json
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
+
+from a3d_det2.optional import detectron2_problem
 
 TINY = """
 MODEL.A3D.BLOCK_CONFIG [1,1,1] MODEL.A3D.GROWTH_RATE 8 MODEL.A3D.NUM_INIT_FEATURES 16 MODEL.FPN.OUT_CHANNELS 16
@@ -22,7 +23,7 @@ def run(repo, output, *arguments, before=""):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torchvision", "detectron2"])
 def test_demo_says_which_engine_it_was(repo, phantom_root, tmp_path, engine):
-    if engine == "detectron2" and find_spec("detectron2") is None:
+    if engine == "detectron2" and detectron2_problem():
         pytest.skip("Detectron2 is not installed")
     shutil.copytree(phantom_root / "phantom", tmp_path / "phantom")
     done = run(repo, tmp_path, "--engine", engine)

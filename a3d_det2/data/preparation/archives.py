@@ -7,6 +7,9 @@ import zipfile
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...files import replacing
 
 _MEMBER = re.compile(r"(?:^|/)(\d+_\d+_\d+)/(\d+\.png)$")
 _SERIES = re.compile(r"\d+_\d+_\d+")
@@ -80,7 +83,10 @@ def _key_slices(path: str) -> ValueError:
 
 
 def series_in_zip(path: str) -> dict[str, list[tuple[str, int]]]:
-    """Series name -> members of the zip file that are its slices, and their CRC-32; others are not looked at.
+    """List the members of a zip file that are slices; others are not looked at.
+
+    Returns:
+        series name -> names of the members, and their CRC-32.
 
     Raises:
         DamagedArchive: if it is no complete zip file.
@@ -89,12 +95,10 @@ def series_in_zip(path: str) -> dict[str, list[tuple[str, int]]]:
     members = defaultdict(list)
     with _open(path) as archive:
         infos = archive.infolist()
-    names = [info.filename for info in infos]
     for info in infos:
-        match = _MEMBER.search(info.filename)
-        if match:
+        if match := _MEMBER.search(info.filename):
             members[match[1]].append((info.filename, info.CRC))
-    if not members and any(_KEY_SLICE.search(name) for name in names):
+    if not members and any(_KEY_SLICE.search(info.filename) for info in infos):
         raise _key_slices(path)
     return dict(members)
 
@@ -104,7 +108,7 @@ def unpack_series(path: str, members: list[str], image_root: str, verify: bool =
 
     Args:
         path: of the zip file.
-        members: as of :func:`series_in_zip`.
+        members: their names, as :func:`series_in_zip` lists them.
         image_root: folder ``Images_png``.
         verify: whether to compare the checksums of those that are there.
 
@@ -120,24 +124,17 @@ def unpack_series(path: str, members: list[str], image_root: str, verify: bool =
         target = os.path.join(image_root, series, name)
         info = archive.getinfo(member)
         is_there = os.path.exists(target) and os.path.getsize(target) == info.file_size
-        if is_there and not (verify and _checksum(target) != info.CRC):
+        if is_there and not (verify and zlib.crc32(Path(target).read_bytes()) != info.CRC):
             continue
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
             content = archive.read(info)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise DamagedArchive(f"{path}: {member} is damaged ({error}). Download the zip file again.") from error
-        part = f"{target}.{os.getpid()}.part"
-        with open(part, "wb") as f:
+        with replacing(target) as part, open(part, "wb") as f:
             f.write(content)
-        os.replace(part, target)
         unpacked += 1
     return unpacked
-
-
-def _checksum(path: str) -> int:
-    with open(path, "rb") as f:
-        return zlib.crc32(f.read())
 
 
 def link_series(source: str, image_root: str) -> None:
@@ -163,5 +160,10 @@ def _open(path: str) -> zipfile.ZipFile:
 
 @functools.lru_cache(maxsize=2)
 def _opened(path: str, process: int) -> zipfile.ZipFile:
-    """Kept open for the next series; never across a fork, after which two processes would share one file position."""
+    """Open a zip file, or give the one that is open since the last series.
+
+    Args:
+        path: of the zip file.
+        process: id of this one; after a fork, two processes would share one file position.
+    """
     return _open(path)

@@ -1,30 +1,22 @@
-"""Preparing DeepLesion: each series is verified, packed and given weak masks, once, whatever interrupts it.
-
-The work is done series by series, in any number of processes. A :class:`Journal` keeps what is done; it makes a run
-that was killed go on where it stopped, and a second run look only at what has changed.
-"""
+"""One series verified, packed and given weak masks; independent of the others, so that processes can share the work."""
 
 import hashlib
 import json
-import multiprocessing
 import os
-import threading
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 
-import cv2
 import numpy as np
 
-from .annotations import Finding, SeriesAnnotations, group_by_series, inspect_series, key_number, series_name
+from ...files import slice_number
 from ..mask_file import encode_mask
 from ..packed import PackedSeries, packed_path, write_packed
 from ..png import UnreadableSlice, to_hu
 from ..series import PngSeries
 from ..slices import window_hu
 from ..weak_masks import weak_mask
+from .slices import SeriesAnnotations, annotations_of_series, inspect_series, records_by_series
 
-# Of what prepare_series makes; results of another version are not taken over.
-VERSION = 1
+VERSION = 1  # of what prepare_series makes; results of another version are not taken over
 
 
 @dataclass(frozen=True)
@@ -47,30 +39,24 @@ class Job:
 
 
 def make_jobs(records: list[dict], image_root: str, pack: bool, done: dict[str, dict]) -> list[Job]:
-    """One job per series, ordered by name.
+    """Make one job per series, ordered by name.
 
     Args:
-        records: those of :func:`check_annotations`.
+        records: those of :func:`.check_annotations`.
         image_root: folder ``Images_png``.
         pack: whether to write packed series.
         done: series name -> result of an earlier run.
     """
-    lesions = defaultdict(list)
-    for record in records:
-        (lesion,) = record["annotations"]
-        lesions[series_name(record)].append(
-            {
-                "row": lesion["row"],
-                "image_id": record["image_id"],
-                "number": key_number(record),
-                "bbox": lesion["bbox"],
-                "recist": lesion["recist"],
-            }
-        )
     return [
-        Job(series, tuple(lesions[series.name]), image_root, pack, done.get(series.name))
-        for series in group_by_series(records)
+        Job(annotations_of_series(name, group), tuple(map(_lesion, group)), image_root, pack, done.get(name))
+        for name, group in records_by_series(records).items()
     ]
+
+
+def _lesion(record: dict) -> dict:
+    (lesion,) = record["annotations"]
+    number = slice_number(record["file_name"])
+    return {"image_id": record["image_id"], "number": number, **{key: lesion[key] for key in ("row", "bbox", "recist")}}
 
 
 def prepare_series(job: Job) -> dict:
@@ -84,14 +70,10 @@ def prepare_series(job: Job) -> dict:
         :func:`inspect_series`. masks: as in :mod:`.mask_file`. packed: "yes", "not asked for", "nothing to pack",
         "sizes differ", as one array cannot hold such slices, or "damaged", if it cannot be made again as a whole.
     """
-    if (
-        job.done
-        and job.done["fingerprint"] == _fingerprint(job)
-        and not (job.pack and job.done["packed"] == "not asked for")
-    ):
+    lacks_pack = job.done and job.pack and job.done["packed"] == "not asked for"
+    if job.done and not lacks_pack and job.done["fingerprint"] == _fingerprint(job):
         return job.done
-    target = packed_path(_folder(job))
-    has_to_pack = job.pack or os.path.exists(target)
+    has_to_pack = job.pack or os.path.exists(packed_path(_folder(job)))
     slices: dict[int, np.ndarray] = {}
     # All slices are kept for the packed file; otherwise only those that masks are made on.
     wanted = {lesion["number"] for lesion in job.lesions}
@@ -102,9 +84,7 @@ def prepare_series(job: Job) -> dict:
 
     findings = inspect_series(job.series, job.image_root, on_slice=keep)
     masks = [_mask(lesion, slices.get(lesion["number"])) for lesion in job.lesions]
-    packed = "not asked for"
-    if has_to_pack:
-        packed = _pack(job, slices)
+    packed = _pack(job, slices) if has_to_pack else "not asked for"
     if packed == "yes":
         findings = [finding for finding in findings if finding.kind not in ("packed_damaged", "packed_outdated")]
     return {
@@ -121,24 +101,22 @@ def _folder(job: Job) -> str:
 
 
 def _fingerprint(job: Job) -> str:
-    """Changes with the rows of the series, the names and sizes of the PNG files, and what the packed file holds."""
+    """Make a text that changes with the rows of the series, the names and sizes of the PNG files, and what the packed
+    file holds."""
     pngs, pack = PngSeries(_folder(job)), _open_packed(job)
-    files = [(number, _size(pngs.path(number))) for number in pngs.numbers]
+    paths = {number: pngs.path(number) for number in pngs.numbers}
+    # A link that leads nowhere has no size.
+    files = [(n, os.path.getsize(path) if os.path.exists(path) else -1) for n, path in paths.items()]
     held = [(n, pack.checksum(n)) for n in pack.numbers] if isinstance(pack, PackedSeries) else pack
-    return _hash([VERSION, asdict(job.series), job.lesions, files, held])
-
-
-def _size(path: str) -> int:
-    return os.path.getsize(path) if os.path.exists(path) else -1  # a link that leads nowhere
+    content = json.dumps([VERSION, asdict(job.series), job.lesions, files, held], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _open_packed(job: Job) -> PackedSeries | str:
-    """The packed series, "none" or "damaged"."""
+    """Open the packed series; "none" or "damaged" where that cannot be."""
     target = packed_path(_folder(job))
-    if not os.path.exists(target):
-        return "none"
     try:
-        return PackedSeries(target)
+        return PackedSeries(target) if os.path.exists(target) else "none"
     except UnreadableSlice:
         return "damaged"
 
@@ -155,93 +133,9 @@ def _pack(job: Job, slices: dict[int, np.ndarray]) -> str:
     return "yes"
 
 
-def _hash(content) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _mask(lesion: dict, stored: np.ndarray | None) -> dict:
     entry = {key: lesion[key] for key in ("row", "image_id", "bbox")}
     if stored is None:
         return {**entry, "source": "none"}
     mask, source = weak_mask(window_hu(to_hu(stored)), lesion["bbox"], lesion["recist"])
     return {**entry, "source": source, **encode_mask(mask)}
-
-
-def findings_of(result: dict) -> list[Finding]:
-    """Those in a result of :func:`prepare_series`."""
-    return [Finding(**finding) for finding in result["findings"]]
-
-
-def start_worker() -> None:
-    """For the workers of a process pool: one thread each, and an end when their parent is killed."""
-    cv2.setNumThreads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-class Journal:
-    """Results of :func:`prepare_series`, one JSON line each, appended as they come.
-
-    A line that was cut off when a run was killed is dropped, and its series is done again.
-
-    Args:
-        path: of the file; made if it is not there.
-    """
-
-    def __init__(self, path: str):
-        self.path = path
-        self.results: dict[str, dict] = {}
-        self._file = None
-        if os.path.exists(path):
-            with open(path, encoding="utf-8", errors="replace") as f:
-                for line in f:
-                    result = _parse(line)
-                    if result:
-                        self.results[result["series"]] = result
-
-    def append(self, result: dict) -> None:
-        """Keep a result, unless it is kept already."""
-        if self.results.get(result["series"]) == result:
-            return
-        self.results[result["series"]] = result
-        if self._file is None:
-            self._rewrite()  # without a line that was cut off, which the next one would be glued to
-        else:
-            self._file.write(_line(result))
-            self._file.flush()
-
-    def _rewrite(self) -> None:
-        self.close()
-        with open(f"{self.path}.part", "w", encoding="utf-8") as f:
-            f.writelines(_line(self.results[name]) for name in sorted(self.results))
-        os.replace(f"{self.path}.part", self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-
-    def finish(self, series: set[str]) -> None:
-        """Put the lines in order and drop those of series that are no more."""
-        self.results = {name: result for name, result in self.results.items() if name in series}
-        self._rewrite()
-        self.close()
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-            self._file = None
-
-
-def _line(result: dict) -> str:
-    return json.dumps(result, sort_keys=True) + "\n"
-
-
-def _parse(line: str) -> dict | None:
-    try:
-        result = json.loads(line)
-        if {"series", "fingerprint", "findings", "masks", "packed"} <= result.keys():
-            return result
-    except (ValueError, AttributeError):
-        pass
-    return None

@@ -54,7 +54,7 @@ def plot_froc(
 
 
 def froc_axis(highest_fps: float = 16) -> np.ndarray:
-    """(500,) false positives per image."""
+    """(500,) false positives per image at which a curve is drawn."""
     return np.geomspace(LOWEST_FPS, highest_fps, 500)
 
 
@@ -197,8 +197,8 @@ def plot_key_slices(samples: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndar
 
 
 def plain(text: str) -> str:
-    """For matplotlib, which would set what stands between $ as a formula, hide labels that begin with _, and leave no
-    room for a chart beside a long path."""
+    """Change text so that matplotlib shows it: it would set what stands between $ as a formula, hide labels that begin
+    with _, and leave no room for a chart beside a long path."""
     text = text if len(text) <= _LONGEST_LABEL else f"...{text[3 - _LONGEST_LABEL :]}"
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -59,7 +59,7 @@ def worst_misses(evaluation: SplitEvaluation, count: int) -> list[Case]:
 
 
 def strongest_false_positives(evaluation: SplitEvaluation, count: int) -> list[Case]:
-    """One of each image."""
+    """The false positives with the highest scores, at most one of each image."""
     matches, cases = evaluation.matches, []
     for rank in np.flatnonzero(matches.false_positive):
         if len(cases) == count:
@@ -72,7 +72,7 @@ def strongest_false_positives(evaluation: SplitEvaluation, count: int) -> list[C
 
 
 def random_sample(evaluation: SplitEvaluation, count: int, seed: int = 0) -> list[Case]:
-    """Any key slices; the same seed gives the same."""
+    """Key slices drawn at random; the same seed draws the same."""
     images = len(evaluation.images)
     chosen = np.sort(np.random.default_rng(seed).choice(images, min(count, images), replace=False))
     cases = []

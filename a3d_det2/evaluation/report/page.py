@@ -13,13 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from ...files import replacing
 from ..bootstrap import ResampledFroc, percentile_interval
 from ..split_evaluation import CONFIDENCE, SplitEvaluation
 from .figures import froc_axis, plain, plot_froc, plot_scores, plot_strata
 from .gallery import SHOWN_FPS, Case, case_panels, chosen_cases, plot_panel, plot_panels
 from .tables import comparison_rows, interval_text, percent, scored_parts
 
-# (D, H, W) HU and the mm between its slices, of a dataset dict; raises OSError or ValueError where there is none.
+# Dataset dict -> (D, H, W) HU and the mm between its slices; raises OSError or ValueError where there are none.
 SliceLoader = Callable[[dict], tuple[np.ndarray, float]]
 
 
@@ -65,7 +66,7 @@ def write_report(
         shown_fps=SHOWN_FPS,
     )
     path = os.path.join(folder, "report.html")
-    with open(path, "w", encoding="utf-8") as f:
+    with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
         f.write(page)
     return path
 
@@ -77,12 +78,13 @@ class _Pictures:
         self._folder = folder
 
     def chart(self, name: str, figure: Figure) -> str:
-        """In vectors on the page."""
+        """Save a chart, and give it in vectors for the page."""
         self.save(name, figure)
         with matplotlib.rc_context({"svg.hashsalt": name}):  # the same bytes each time
             return _data_uri(figure, "svg", "svg+xml", metadata={"Date": None})
 
     def photograph(self, figure: Figure) -> str:
+        """Give a picture in pixels for the page, without saving it."""
         return _data_uri(figure, "jpeg", "jpeg", pil_kwargs={"quality": 85})
 
     def save(self, name: str, figure: Figure) -> None:
@@ -117,7 +119,7 @@ def _charts(evaluations: dict[str, SplitEvaluation], summaries: dict[str, dict],
 
 
 def _band(evaluation: SplitEvaluation, levels: np.ndarray) -> np.ndarray:
-    """(len(levels), 2)"""
+    """(len(levels), 2) limits of the confidence band of the FROC curve."""
     resampled = ResampledFroc(evaluation.matches, evaluation.patient, evaluation.weights, levels)
     return percentile_interval(resampled.sensitivities(), CONFIDENCE)
 

@@ -18,7 +18,7 @@ def score_table(summary: dict) -> str:
     """Sensitivities in percent, with the interval of the average.
 
     Args:
-        summary: as of :meth:`.SplitEvaluation.summary`.
+        summary: what :meth:`.SplitEvaluation.summary` gives.
     """
     rows = [
         [
@@ -44,8 +44,8 @@ def comparison_table(comparison: dict, summary: dict) -> str:
     """Differences of the sensitivity in points, with interval and p-value.
 
     Args:
-        comparison: as of :func:`.compare`.
-        summary: of one of the two.
+        comparison: what :func:`.compare` gives.
+        summary: that of one of the two.
     """
     rows = [
         [f"{group}: {name}" if group else name, *texts] for group, name, *texts in comparison_rows(comparison, summary)
@@ -74,21 +74,21 @@ def _difference_texts(difference: float, interval: list[float], p_value: float) 
 
 
 def interval_text(interval: list[float], sign: str = "") -> str:
-    """In percent; "-" where the bootstrap gives none."""
+    """The limits of an interval in percent; "-" where the bootstrap gives none."""
     low, high = interval
     return "-" if low != low else f"{100 * low:{sign}.2f} to {100 * high:{sign}.2f}"
 
 
 def percent(value: float) -> str:
-    """ "-" for NaN."""
+    """A share in percent; "-" for NaN."""
     return "-" if value != value else f"{100 * value:.2f}"
 
 
 def csv_rows(summaries: dict[str, dict]) -> list[list]:
-    """One row a result, stratum and level, with a header.
+    """A header, and a row for each result, stratum and level.
 
     Args:
-        summaries: name of the result -> as of :meth:`.SplitEvaluation.summary`.
+        summaries: name of the result -> what :meth:`.SplitEvaluation.summary` gives.
     """
     rows = [["result", "group", "stratum", "num_lesions", "fps_per_image", "sensitivity", "low", "high"]]
     for result, summary in summaries.items():

@@ -1,0 +1,1 @@
+from .preparation import *  # noqa: F403

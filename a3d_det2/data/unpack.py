@@ -1,0 +1,1 @@
+from .preparation.archives import *  # noqa: F403
