@@ -30,7 +30,7 @@ its repository. Run one of
     make demo ENGINE=torchvision
 endef
 export NO_DETECTRON2
-FIND_DETECTRON2 := import importlib.util as u, sys; sys.exit(u.find_spec('detectron2') is None)
+FIND_DETECTRON2 := import sys; from a3d_det2.optional import detectron2_problem as p; sys.exit(p() is not None)
 
 .PHONY: demo test lint install clean
 

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("detectron2")
 
 import torch
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -11,11 +14,10 @@ from detectron2.utils.events import EventStorage
 from a3d_det2 import DiceMaskHead, LesionRCNN, LesionRetinaNet, add_a3d_config
 from a3d_det2.layers import FUSION_CONVS
 
-TABLE_2 = [f"{operator}_{slices}slice" for operator in FUSION_CONVS for slices in (3, 7)]
-OTHERS = ["a3d_fpn_3slice", "a3d_fpn_7slice", "a3d_thickness_7slice", "a3d_cascade_7slice", "a3d_retinanet_7slice"]
-OTHERS += ["a3d_resnet50_fpn_7slice"]
-QUICK = [*(f"quick/{operator}_7slice" for operator in FUSION_CONVS), "quick/a3d_1slice"]
-LEAVES = [*TABLE_2, *OTHERS, *QUICK]
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FOUND = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+LEAVES = [name for name in FOUND if not name.startswith("Base")]
+TABLE_2 = ("none", "i3d", "p3d", "acs", "tsm", "alignshift", "a3d")  # of the paper
 
 
 def load(repo, leaf):
@@ -35,9 +37,9 @@ def sample(slices: int, size: int = 64) -> dict:
     return {"image": torch.randn(slices, size, size) * 50, "instances": instances, "thickness": 5.0}
 
 
-def test_every_leaf_is_listed(repo):
-    found = {p.relative_to(repo / "configs").with_suffix("").as_posix() for p in (repo / "configs").rglob("*.yaml")}
-    assert {name for name in found if not name.startswith("Base")} == set(LEAVES)
+def test_every_operator_has_a_config_and_those_of_the_paper_have_two():
+    assert {name.removeprefix("quick/").split("_")[0] for name in LEAVES} == set(FUSION_CONVS)
+    assert {f"{operator}_{slices}slice" for operator in TABLE_2 for slices in (3, 7)} <= set(LEAVES)
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
@@ -99,3 +101,14 @@ def test_published_setup(repo):
         "p4": (256, 16),
     }
     assert fpn.proposal_generator.anchor_generator.num_anchors == [6, 6, 6]
+
+
+def test_detectron2s_own_trainer_takes_the_base_config(repo):
+    """Its optimizer with clipped gradients, and its mapper's image format."""
+    cfg = load(repo, "a3d_7slice")
+    model = torch.nn.Linear(2, 2)
+    optimizer = DefaultTrainer.build_optimizer(cfg, model)
+    model(torch.full((1, 2), 1e4)).sum().backward()
+    optimizer.step()
+    assert model.weight.grad.norm() == pytest.approx(35.0, rel=1e-4)
+    assert cfg.INPUT.FORMAT in ("RGB", "BGR")

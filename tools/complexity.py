@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from a3d_det2 import add_a3d_config
-from a3d_det2.layers import FUSION_CONVS
 
 REPO = Path(__file__).resolve().parents[1]
 TABLE_1 = {  # GFLOPs of the published trunk at 512 x 512, with 3 and 7 slices
@@ -158,7 +157,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where to measure (default %(default)s)")
     parser.add_argument("--json", help="write all numbers to this file")
     args = parser.parse_args()
-    paths = args.configs or [f"{REPO}/configs/{op}_{slices}slice.yaml" for slices in (3, 7) for op in FUSION_CONVS]
+    paths = args.configs or [f"{REPO}/configs/{op}_{slices}slice.yaml" for slices in (3, 7) for op in TABLE_1]
     stems = [Path(path).stem for path in paths]
     paths = dict(zip(stems if len(set(stems)) == len(stems) else paths, paths, strict=True))
     results = {name: count(load_config(path), args.size) for name, path in paths.items()}

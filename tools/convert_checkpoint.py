@@ -10,11 +10,11 @@ DenseNet, or a 2D model of Detectron2's model zoo. Every key is accounted for: o
 import argparse
 import os
 
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
-from a3d_det2 import LesionCheckpointer, add_a3d_config
+from a3d_det2 import LesionCheckpointer
+from a3d_det2.engine.launching import load_config
 
 
 def main() -> None:
@@ -28,10 +28,7 @@ def main() -> None:
     if extension != ".pth":
         parser.error(f"--output: expected a file name ending with .pth, got {args.output}")
     setup_logger(name="fvcore")
-    cfg = get_cfg()
-    add_a3d_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *args.opts])
+    cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     model = build_model(cfg)
     folder, name = os.path.split(os.path.abspath(stem))
     os.makedirs(folder, exist_ok=True)

@@ -174,29 +174,19 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write(args, title: str, files: dict, evaluations: dict, summaries: dict, comparison: dict | None) -> None:
-    names = list(files)
+    folder, (first, *others) = args.output, files
     content = {
         "ground_truth": args.ground_truth,
         "files": files,
         "results": summaries,
-        "comparison": comparison and {"first": names[0], "second": names[1], **comparison},
+        "comparison": comparison and {"first": first, "second": others[0], **comparison},
     }
-    write_json(os.path.join(args.output, "evaluation.json"), nan_to_none(content), indent=2)
-    with (
-        replacing(os.path.join(args.output, "scores.csv")) as part,
-        open(part, "w", newline="", encoding="utf-8") as f,
-    ):
+    write_json(os.path.join(folder, "evaluation.json"), nan_to_none(content), indent=2)
+    with replacing(os.path.join(folder, "scores.csv")) as part, open(part, "w", newline="", encoding="utf-8") as f:
         csv.writer(f).writerows(csv_rows(summaries))
     has_images = args.gallery > 0 and (args.image_root or Path(args.ground_truth).with_name("Images_png").is_dir())
-    path = write_report(
-        args.output,
-        title,
-        evaluations,
-        summaries,
-        comparison,
-        load_slices=load_slices if has_images else None,
-        gallery=args.gallery,
-    )
+    slices = load_slices if has_images else None
+    path = write_report(folder, title, evaluations, summaries, comparison, load_slices=slices, gallery=args.gallery)
     print(f"\nWrote {path}, and evaluation.json, scores.csv and pictures/ beside it")
     if args.gallery > 0 and not has_images:
         print("The report has no gallery: give --image-root, the folder of the slices.")

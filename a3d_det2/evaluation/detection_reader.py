@@ -90,7 +90,14 @@ def detections_from_results(results: list[dict], image_ids: Sequence, source: st
     for i, mask in enumerate(masks):
         if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
             raise ValueError(f"{source}, entry {i}: expected the segmentation as run-length encoding, got {mask!r}.")
-    warnings = _repeated_ids(results) + _several_categories(results)
+    warnings, ids = [], [str(result["id"]) for result in results if "id" in result]
+    if repeated := len(ids) - len(set(ids)):
+        warnings.append(f"{repeated} of {len(results)} detections have an id that another has; ids are not used.")
+    categories = {str(result.get("category_id")) for result in results}
+    if len(categories) > 1:
+        warnings.append(
+            f"The detections have {len(categories)} categories, which are not told apart: each is a lesion."
+        )
     return _detections(image, boxes, scores, masks, warnings)
 
 
@@ -157,19 +164,6 @@ def _image_indices(ids: list, image_ids: Sequence, source: str) -> np.ndarray:
                 f"{source}, entry {i}: expected an image of the ground truth, which has {known}; got {image_id!r}."
             ) from None
     return indices
-
-
-def _repeated_ids(results: list[dict]) -> list[str]:
-    ids = [str(result["id"]) for result in results if "id" in result]
-    repeated = len(ids) - len(set(ids))
-    return [f"{repeated} of {len(results)} detections have an id that another has; ids are not used."] * bool(repeated)
-
-
-def _several_categories(results: list[dict]) -> list[str]:
-    categories = {str(result.get("category_id")) for result in results}
-    if len(categories) < 2:
-        return []
-    return [f"The detections have {len(categories)} categories, which are not told apart: each is a lesion."]
 
 
 def _repeated(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:

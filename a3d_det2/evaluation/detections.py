@@ -1,3 +1,1 @@
-"""Another name of :mod:`.detection_reader`."""
-
-from .detection_reader import *  # noqa: F403
+from .detection_reader import *  # noqa: F403 - an old path

@@ -1,3 +1,1 @@
-"""Another name of :mod:`.evaluation_files`."""
-
-from .evaluation_files import *  # noqa: F403
+from .evaluation_files import *  # noqa: F403 - an old path

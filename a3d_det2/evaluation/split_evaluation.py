@@ -107,8 +107,13 @@ class SplitEvaluation:
         stratum = stratum or Stratum()
         return froc_curve(self.matches, stratum.images, stratum.lesions)
 
+    def sensitivities(self, stratum: Stratum | None = None) -> np.ndarray:
+        """(levels + 1,): the sensitivities at ``fps_per_image`` and, last, the average of the published levels."""
+        curve = self.curve(stratum)
+        return np.append(curve.at(self.fps_per_image), curve.at(AVERAGED_FPS).mean())
+
     def resampled(self, stratum: Stratum | None = None) -> np.ndarray:
-        """(resamples, levels + 1): the sensitivities at ``fps_per_image`` and, last, their average."""
+        """(resamples, levels + 1): what :meth:`sensitivities` gives, for each resample."""
         stratum = stratum or Stratum()
         values = self._froc.sensitivities(stratum.images, stratum.lesions)
         levels = len(self.fps_per_image)
@@ -168,18 +173,14 @@ class SplitEvaluation:
         }
 
     def _scores(self, stratum: Stratum) -> dict:
-        curve = self.curve(stratum)
-        interval = percentile_interval(self.resampled(stratum), CONFIDENCE).tolist()
-        lesions = self.matches.select(stratum.images, stratum.lesions)[1]
+        images, lesions = self.matches.select(stratum.images, stratum.lesions)
         patients = np.unique(self.patient[self.matches.lesion_image[lesions]])
         return {
-            "num_images": curve.num_images,
-            "num_lesions": curve.num_lesions,
+            "num_images": int(images.sum()),
+            "num_lesions": int(lesions.sum()),
             "num_patients": len(patients) if self.by_patient else None,
-            "sensitivity": curve.at(self.fps_per_image).tolist(),
-            "sensitivity_interval": interval[:-1],
-            "average": float(curve.at(AVERAGED_FPS).mean()),
-            "average_interval": interval[-1],
+            **_by_level("", self.sensitivities(stratum)),
+            **_by_level("_interval", percentile_interval(self.resampled(stratum), CONFIDENCE)),
         }
 
     def _operating_point(self, curve: FrocCurve, level: float) -> dict:
@@ -202,24 +203,19 @@ class SplitEvaluation:
             "diameter_error_mm": masks.diameter_error,
             "absolute_diameter_error_mm": np.abs(masks.diameter_error),
         }
-        return {
-            "num_lesions": len(masks.image),
-            **{
-                name: {
-                    "mean": _or_nan(np.mean, values[~np.isnan(values)]),
-                    "median": _or_nan(np.median, values[~np.isnan(values)]),
-                    "mean_interval": self._interval_of_mean(masks.image, values).tolist(),
-                }
-                for name, values in measures.items()
-            },
-        }
-
-    def _interval_of_mean(self, image: np.ndarray, values: np.ndarray) -> np.ndarray:
-        known = ~np.isnan(values)
-        patient, patients = self.patient[image[known]], self.weights.shape[1]
-        sums = self.weights @ np.bincount(patient, values[known], patients)
-        with np.errstate(invalid="ignore"):
-            return percentile_interval(sums / (self.weights @ np.bincount(patient, minlength=patients)), CONFIDENCE)
+        scores: dict = {"num_lesions": len(masks.image)}
+        for name, values in measures.items():
+            known = ~np.isnan(values)
+            patient, values, patients = self.patient[masks.image[known]], values[known], self.weights.shape[1]
+            with np.errstate(invalid="ignore"):  # resamples without any of these lesions
+                means = self.weights @ np.bincount(patient, values, patients)
+                means /= self.weights @ np.bincount(patient, minlength=patients)
+            scores[name] = {
+                "mean": float(np.mean(values)) if len(values) else math.nan,
+                "median": float(np.median(values)) if len(values) else math.nan,
+                "mean_interval": percentile_interval(means, CONFIDENCE).tolist(),
+            }
+        return scores
 
 
 def compare(first: SplitEvaluation, second: SplitEvaluation) -> dict:
@@ -245,24 +241,18 @@ def compare(first: SplitEvaluation, second: SplitEvaluation) -> dict:
 
 
 def _difference(first: SplitEvaluation, second: SplitEvaluation, stratum: Stratum) -> dict:
-    levels = (*first.fps_per_image, *AVERAGED_FPS)
-    count = len(first.fps_per_image)
-    at = first.curve(stratum).at(levels) - second.curve(stratum).at(levels)
     resampled = first.resampled(stratum) - second.resampled(stratum)
-    interval = percentile_interval(resampled, CONFIDENCE).tolist()
-    p_values = [paired_p_value(column) for column in resampled.T]
     return {
-        "sensitivity": at[:count].tolist(),
-        "sensitivity_interval": interval[:-1],
-        "sensitivity_p_value": p_values[:-1],
-        "average": float(at[count:].mean()),
-        "average_interval": interval[-1],
-        "average_p_value": p_values[-1],
+        **_by_level("", first.sensitivities(stratum) - second.sensitivities(stratum)),
+        **_by_level("_interval", percentile_interval(resampled, CONFIDENCE)),
+        **_by_level("_p_value", np.array([paired_p_value(column) for column in resampled.T])),
     }
 
 
-def _or_nan(statistic, values: np.ndarray) -> float:
-    return float(statistic(values)) if len(values) else math.nan
+def _by_level(suffix: str, values: np.ndarray) -> dict:
+    """Name what is known of each level, and in the last place of the average."""
+    *levels, average = values.tolist()
+    return {f"sensitivity{suffix}": levels, f"average{suffix}": average}
 
 
 def nan_to_none(value):

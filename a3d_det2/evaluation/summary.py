@@ -1,4 +1,1 @@
-"""Another name of :mod:`.split_evaluation`."""
-
-from .split_evaluation import *  # noqa: F403
-from .split_evaluation import SplitEvaluation as Evaluation  # noqa: F401
+from .split_evaluation import SplitEvaluation as Evaluation, compare, nan_to_none  # noqa: F401, I001 - an old path

@@ -1,3 +1,1 @@
-"""Another name of :mod:`.report.tables`."""
-
-from .report.tables import *  # noqa: F403
+from .report.tables import *  # noqa: F403 - an old path

@@ -1,3 +1,1 @@
-"""Another name of :mod:`.report.figures`."""
-
-from .report.figures import *  # noqa: F403
+from .report.figures import *  # noqa: F403 - an old path

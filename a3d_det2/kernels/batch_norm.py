@@ -46,8 +46,9 @@ def is_affine(norm: nn.Module) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody looks at what ``module`` takes and gives, it alone or all modules."""
-    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(own) or nn.modules.module._has_any_global_hook()
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    of_all = vars(nn.modules.module)
+    return any(getattr(module, f"_{kind}") or of_all[f"_global_{kind}"] for kind in kinds)
 
 
 def coefficients(norm: nn.Module, statistics: Statistics | None) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..froc import AVERAGED_FPS
@@ -87,8 +87,7 @@ def random_sample(evaluation: SplitEvaluation, count: int, seed: int = 0) -> lis
     return cases
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One picture of a case, with its title.
 
     Attributes:
@@ -98,9 +97,6 @@ class Panel:
 
     title: str
     arguments: dict
-
-    def draw(self, axes: Axes) -> None:
-        draw_key_slice(axes, **self.arguments)
 
 
 def case_panels(
@@ -133,14 +129,11 @@ def case_panels(
         arguments = {"hu": stack[key], "ground_truths": lesions, "detections": found, "window": window}
         results.append(Panel(name, {**arguments, "subject": case.box}))
     crop = _crop(case.box, stack.shape[1:])
-    nothing = np.zeros((0, 5))
     slices = []
     for i, hu in enumerate(stack):
-        boxes = lesions if i == key else nothing[:, :4]
-        title = "key slice" if i == key else f"{(i - key) * interval:+g} mm"
-        slices.append(
-            Panel(title, {"hu": hu, "ground_truths": boxes, "detections": nothing, "window": window, "crop": crop})
-        )
+        boxes = lesions if i == key else []
+        arguments = {"hu": hu, "ground_truths": boxes, "detections": [], "window": window, "crop": crop}
+        slices.append(Panel("key slice" if i == key else f"{(i - key) * interval:+g} mm", arguments))
     return results, slices
 
 
@@ -160,10 +153,10 @@ def plot_panels(rows: list[list[Panel]], columns: int = 6) -> Figure:
     columns = max(map(len, lines))
     figure = Figure(figsize=(2.4 * columns, 2.6 * len(lines)), layout="constrained")
     for i, line in enumerate(lines):
-        for j, panel in enumerate(line):
+        for j, (title, arguments) in enumerate(line):
             axes = figure.add_subplot(len(lines), columns, i * columns + j + 1)
-            panel.draw(axes)
-            axes.set_title(plain(panel.title), fontsize=8)
+            draw_key_slice(axes, **arguments)
+            axes.set_title(plain(title), fontsize=8)
     return figure
 
 
@@ -174,7 +167,7 @@ def plot_panel(panel: Panel) -> Figure:
     if crop is not None:
         width, height = crop[2] - crop[0], crop[3] - crop[1]
     figure = Figure(figsize=(3.2, 3.2 * height / width), dpi=160 if crop is None else 90)
-    panel.draw(figure.add_axes((0, 0, 1, 1)))
+    draw_key_slice(figure.add_axes((0, 0, 1, 1)), **panel.arguments)
     return figure
 
 
