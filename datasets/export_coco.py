@@ -13,31 +13,19 @@ import os
 import sys
 
 from a3d_det2.data.coco import to_coco
-from a3d_det2.data.deeplesion import load_deeplesion
-from a3d_det2.data.mask_file import MASK_FILE
+from a3d_det2.data.deeplesion import load_with_masks
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder with DL_info.csv and Images_png")
     parser.add_argument("--split", required=True, help="train, val, test, or a split file (.txt)")
     parser.add_argument("--output", required=True, help="JSON file to write")
     parser.add_argument("--keep-noisy", action="store_true", help="with the rows marked Possibly_noisy")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    image_root = os.path.join(args.root, "Images_png")
-    masks = os.path.join(args.root, MASK_FILE)
+    args = parser.parse_args()
+    csv_path, image_root = os.path.join(args.root, "DL_info.csv"), os.path.join(args.root, "Images_png")
     try:
-        records = load_deeplesion(
-            os.path.join(args.root, "DL_info.csv"),
-            image_root,
-            args.split,
-            drop_noisy=not args.keep_noisy,
-            mask_path=masks if os.path.exists(masks) else None,
-        )
+        records = load_with_masks(csv_path, image_root, args.split, drop_noisy=not args.keep_noisy)
     except (OSError, ValueError) as error:
         sys.exit(f"{error}")
     coco = to_coco(records, image_root)

@@ -13,16 +13,39 @@ import csv
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import groupby
 
 from tqdm import tqdm
 
 from a3d_det2.data.deeplesion import load_deeplesion
-from a3d_det2.data.dl_info import SPLITS
-from a3d_det2.data.phantom import COLUMNS, INTERVALS, random_series, series_from_annotations, write_series
+from a3d_det2.data.dl_info import SPLITS, read_rows
+from a3d_det2.data.phantom import INTERVALS, Series, random_series, series_from_annotations, write_series
+from a3d_det2.data.preparation.slices import records_by_series
+from a3d_det2.files import replacing
 
 
-def parse_args() -> argparse.Namespace:
+def invented(args: argparse.Namespace) -> tuple[list[Series], list[dict]]:
+    """Invent series, and the rows of DL_info.csv for them."""
+    series, rows, index = [], [], 0
+    how = {"size": args.size, "intervals": args.intervals, "context": args.context, "seed": args.seed}
+    for split in SPLITS:
+        for _ in range(getattr(args, split)):
+            one, its_rows = random_series(index, split, **how)
+            series.append(one)
+            rows += its_rows
+            index += 1
+        index += index % 2  # two in a row are one patient, and no patient is in two splits
+    return series, rows
+
+
+def annotated(args: argparse.Namespace) -> tuple[list[Series], list[dict]]:
+    """Make series of the geometry in a DL_info.csv, and give its rows for them."""
+    records = [record for split in SPLITS for record in load_deeplesion(args.from_csv, "", split)[: args.limit]]
+    series = [series_from_annotations(group, seed=args.seed) for group in records_by_series(records).values()]
+    kept = {record["image_id"] for record in records}
+    return series, [row.values for row in read_rows(args.from_csv) if row.image_id in kept]
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder to write; must not hold a dataset yet")
     parser.add_argument("--train", type=int, default=240, help="series in the train split (default %(default)s)")
@@ -35,40 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="with --from-csv: no more than this many key slices per split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    return parser.parse_args()
-
-
-def invented(args) -> tuple[list, list[dict]]:
-    series, rows, index = [], [], 0
-    for split in SPLITS:
-        for _ in range(getattr(args, split)):
-            one, its_rows = random_series(
-                index, split, size=args.size, intervals=args.intervals, context=args.context, seed=args.seed
-            )
-            series.append(one)
-            rows += its_rows
-            index += 1
-        index += index % 2  # two in a row are one patient, and no patient is in two splits
-    return series, rows
-
-
-def annotated(args) -> tuple[list, list[dict]]:
-    records = []
-    for split in SPLITS:
-        records += load_deeplesion(args.from_csv, "", split)[: args.limit]
-    folder = lambda record: os.path.dirname(record["file_name"])  # noqa: E731
-    series = [
-        series_from_annotations(list(group), seed=args.seed)
-        for _, group in groupby(sorted(records, key=folder), key=folder)
-    ]
-    kept = {record["image_id"] for record in records}
-    with open(args.from_csv, newline="") as f:
-        rows = [row for row in csv.DictReader(f) if row["File_name"] in kept]
-    return series, rows
-
-
-def main() -> None:
-    args = parse_args()
+    args = parser.parse_args()
     csv_path, image_root = os.path.join(args.output, "DL_info.csv"), os.path.join(args.output, "Images_png")
     for path in (csv_path, image_root):
         if os.path.exists(path):  # slices of another phantom would become neighbours
@@ -81,11 +71,10 @@ def main() -> None:
         for _ in tqdm(pool.map(write, series, chunksize=4), total=len(series), desc="phantom", unit="series"):
             pass
     # Last, and in one step: a folder with a DL_info.csv is complete.
-    with open(f"{csv_path}.part", "w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0].keys() if args.from_csv else COLUMNS)
+    with replacing(csv_path) as part, open(part, "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(f"{csv_path}.part", csv_path)
     print(f"Wrote {len(series)} series with {len(rows)} lesions to {args.output}")
 
 

@@ -19,14 +19,19 @@ def test_a_file_appears_whole(tmp_path):
     assert os.listdir(tmp_path) == ["one.json"]
 
 
+def write(path, content):
+    with replacing(path) as part:
+        if content:
+            Path(part).write_text(content)
+        raise RuntimeError("on the way")
+
+
 @pytest.mark.parametrize("content", ["half", None])
 def test_an_error_leaves_the_old_file(tmp_path, content):
     path = str(tmp_path / "one.json")
     Path(path).write_text("old")
-    with pytest.raises(RuntimeError, match="on the way"), replacing(path) as part:
-        if content:
-            Path(part).write_text(content)
-        raise RuntimeError("on the way")
+    with pytest.raises(RuntimeError, match="on the way"):
+        write(path, content)
     assert Path(path).read_text() == "old"
     assert os.listdir(tmp_path) == ["one.json"]
 
@@ -39,7 +44,7 @@ def test_nothing_written_is_an_error(tmp_path):
 
 def test_a_target_that_cannot_be_replaced(tmp_path):
     (tmp_path / "one.json").mkdir()
-    with pytest.raises(OSError), replacing(tmp_path / "one.json") as part:
+    with pytest.raises(IsADirectoryError), replacing(tmp_path / "one.json") as part:
         Path(part).write_text("new")
     assert os.listdir(tmp_path) == ["one.json"]
 

@@ -1,5 +1,7 @@
-"""Slices, samples, datasets and the phantom. ``registration``, ``dataset_mapper``, ``augmentation`` and ``loaders`` need
-Detectron2."""
+"""Slices, samples, datasets and the phantom; ``preparation`` checks and prepares a DeepLesion that was downloaded.
+
+``registration``, ``dataset_mapper``, ``augmentation`` and ``loaders`` need Detectron2.
+"""
 
 from .deeplesion import load_deeplesion
 from .slices import load_slice_stack, window_hu

@@ -8,7 +8,7 @@ from .transforms import draw_affine, draw_hu_jitter
 
 
 class ResizeIfNeeded(T.Augmentation):
-    """A resize that leaves an image of the right size alone; interpolating it would change nothing and take its time.
+    """Resizes an image unless it has the right size; interpolating it would change nothing and take its time.
 
     Args:
         resize: an augmentation whose transforms are Detectron2's ResizeTransform.
@@ -26,7 +26,7 @@ class ResizeIfNeeded(T.Augmentation):
 
 
 class RandomAffine(T.Augmentation):
-    """Joint random shift, scale and rotation about the image centre, each drawn uniformly.
+    """Shifts, scales and rotates an image about its centre at random, each drawn uniformly.
 
     Args:
         prob: probability to transform at all.
@@ -50,7 +50,7 @@ class RandomAffine(T.Augmentation):
 
 
 class RandomHUJitter(T.Augmentation):
-    """Random gain and offset of the HU values, for scanners and protocols that differ.
+    """Changes gain and offset of the HU values at random, as scanners and protocols differ.
 
     Args:
         prob: probability to transform at all.

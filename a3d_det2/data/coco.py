@@ -5,11 +5,12 @@ import math
 import os
 from collections.abc import Iterable
 
-_XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS, which this module cannot import
+from .dl_info import XYXY_ABS
 
 
 def to_coco(records: list[dict], image_root: str) -> dict:
-    """
+    """Write dataset dicts in COCO's annotation format.
+
     Args:
         records: as :func:`load_deeplesion` makes them.
         image_root: what file names are given relative to.
@@ -39,8 +40,8 @@ def to_coco(records: list[dict], image_root: str) -> dict:
             }
         )
         for lesion in record["annotations"]:
-            annotation = _annotation(lesion, record["spacing"])
-            annotations.append({"id": len(annotations) + 1, "image_id": record["image_id"], **annotation})
+            ids = {"id": len(annotations) + 1, "image_id": record["image_id"]}
+            annotations.append(ids | _annotation(lesion, record["spacing"]))
     return {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "lesion"}]}
 
 
@@ -120,7 +121,7 @@ def read_coco(path: str, image_root: str = "") -> list[dict]:
         if not math.isfinite(x + y + width + height) or width < 0 or height < 0:
             raise ValueError(f"{name}: expected a bbox of x, y, width and height, got {annotation['bbox']!r}.")
         box = [x, y, x + width, y + height]
-        lesion = {"bbox": box, "bbox_mode": _XYXY_ABS, "category_id": 0, "iscrowd": 0}
+        lesion = {"bbox": box, "bbox_mode": XYXY_ABS, "category_id": 0, "iscrowd": 0}
         if annotation.get("diameters") is not None:
             lesion["diameters"] = _numbers(annotation["diameters"], "diameters", 2, name)
         if annotation.get("lesion_type") is not None:
@@ -131,6 +132,7 @@ def read_coco(path: str, image_root: str = "") -> list[dict]:
 
 
 def _entries(entries, kind: str, keys: tuple[str, ...], path: str) -> list[dict]:
+    """Check that ``entries`` is a list of dicts that have ``keys``, each with an id of its own."""
     if not isinstance(entries, list):
         raise ValueError(f"{path}: expected a list of {kind}, got {entries!r}.")
     seen = set()
@@ -145,6 +147,7 @@ def _entries(entries, kind: str, keys: tuple[str, ...], path: str) -> list[dict]
 
 
 def _of_kind(entry: dict, key: str, kind: type | tuple[type, ...], name: str):
+    """Check that ``entry[key]`` is of a type, or one of several."""
     if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
         expected = {str: "text", int: "a whole number"}.get(kind, "a whole number or text")
         raise ValueError(f"{name}: expected {expected} as {key}, got {entry[key]!r}.")
@@ -152,7 +155,7 @@ def _of_kind(entry: dict, key: str, kind: type | tuple[type, ...], name: str):
 
 
 def _numbers(values, key: str, count: int, name: str, kind: type = float) -> tuple:
-    """null is NaN."""
+    """Check that ``values`` is a list of ``count`` numbers; a null among them is NaN."""
     try:
         known = isinstance(values, list) and all(isinstance(v, (int, float)) or v is None for v in values)
         if not known or len(values) != count:
@@ -163,5 +166,5 @@ def _numbers(values, key: str, count: int, name: str, kind: type = float) -> tup
 
 
 def _finite(values: Iterable[float]) -> list[float | None]:
-    """JSON has no NaN."""
+    """Replace what is not finite, which JSON cannot write, by None."""
     return [value if math.isfinite(value) else None for value in values]

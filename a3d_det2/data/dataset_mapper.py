@@ -1,3 +1,5 @@
+"""Samples as Detectron2's models take them."""
+
 import copy
 
 import numpy as np
@@ -12,14 +14,18 @@ from .sample import Sample, SampleLoader, sample_options
 
 
 class DeepLesionMapper:
-    """A DeepLesion dataset dict -> what the model takes; one class for training and testing.
+    """Turns a DeepLesion dataset dict into what the model takes, in training and in a test.
 
     :class:`.SampleLoader` does the work; here its boxes and masks become ``Instances``.
+
+    In a worker that is forked while OpenCV has threads, it waits for ever. The data loaders of :mod:`.loaders` protect
+    their workers; whoever builds another one calls :func:`.turn_off_opencv_threads`.
     """
 
     @configurable
     def __init__(self, *, augmentations: list[T.Augmentation | T.Transform], **options):
-        """
+        """Build a mapper without a config.
+
         Args:
             augmentations: Detectron2's or fvcore's; they get the image as (H, W, D) float32 in HU.
             options: see :class:`.SampleLoader`.
@@ -46,12 +52,13 @@ class DeepLesionMapper:
         return {"augmentations": augmentations, **sample_options(cfg, is_train)}
 
     def __call__(self, dataset_dict: dict) -> dict | None:
-        """
+        """Make a sample.
+
         Args:
             dataset_dict: as :func:`load_deeplesion` makes it.
 
         Returns:
-            the same dict with
+            a copy of the dict with
                 image: (D, H, W) float32 tensor.
                 thickness (float): in mm, see :class:`.Sample`.
                 instances: in training, instead of "annotations".

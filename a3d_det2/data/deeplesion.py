@@ -62,17 +62,13 @@ def load_deeplesion(
         if segmentation is not None:
             lesion["segmentation"] = segmentation
         record["annotations"].append(lesion)
-    _warn_bad_intervals(csv_path, split, records)
-    return list(records.values())
-
-
-def _warn_bad_intervals(csv_path: str, split: str, records: dict[str, dict]) -> None:
     bad = [name for name, record in records.items() if not 0 < record["slice_interval"] < math.inf]
     if bad:
         logging.getLogger(__name__).warning(
             f"{csv_path}: {len(bad)} of {len(records)} key slices in the {split} split have no positive slice interval "
             f"in Spacing_mm_px_ ({bad[0]} is the first); their key slice is repeated in place of the neighbours."
         )
+    return list(records.values())
 
 
 def load_with_masks(csv_path: str, image_root: str, split: str, drop_noisy: bool = True) -> list[dict]:

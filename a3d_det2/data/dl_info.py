@@ -65,7 +65,7 @@ class Row:
 
     @property
     def split(self) -> str:
-        """ "train", "val" or "test"."""
+        """The split of the file that the row is in: "train", "val" or "test"."""
         names = {number: name for name, number in SPLITS.items()}
         if (number := self._integer("Train_Val_Test")) not in names:
             raise self.error("Train_Val_Test", "1, 2 or 3 (train, val, test)")

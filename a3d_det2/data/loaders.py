@@ -1,4 +1,4 @@
-"""Detectron2's data loaders over slices."""
+"""Detectron2's data loaders, with samples of slices."""
 
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 
@@ -8,13 +8,13 @@ from .workers import turn_off_opencv_threads
 
 
 def build_lesion_train_loader(cfg):
-    """Detectron2's training loader of a config, with :class:`.DeepLesionMapper` and DATALOADER.TIMEOUT."""
+    """Build Detectron2's training loader of a config, with :class:`.DeepLesionMapper` and DATALOADER.TIMEOUT."""
     turn_off_opencv_threads()
     return build_detection_train_loader(cfg, mapper=DeepLesionMapper(cfg, is_train=True), timeout=loader_timeout(cfg))
 
 
 def build_lesion_test_loader(cfg, dataset_name: str):
-    """Detectron2's test loader of a config and dataset, as :func:`build_lesion_train_loader`."""
+    """Build Detectron2's test loader of a dataset, with :class:`.DeepLesionMapper` and DATALOADER.TIMEOUT."""
     turn_off_opencv_threads()
     loader = build_detection_test_loader(cfg, dataset_name, mapper=DeepLesionMapper(cfg, is_train=False))
     loader.timeout = loader_timeout(cfg)  # the function has no argument for it

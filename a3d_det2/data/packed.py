@@ -15,6 +15,8 @@ from ..files import replacing
 from .png import UnreadableSlice
 
 PACKED_DIR = "Images_packed"
+# What Blosc2 raises where a file is damaged.
+_DAMAGE = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, SyntaxError, ArithmeticError)
 
 
 def packed_path(folder: str) -> str:
@@ -96,7 +98,7 @@ class PackedSeries:
             series = self._array.schunk.vlmeta["series"]
             self._checksums: list[int] = self._array.schunk.vlmeta["crc32"]
             valid = self._array.dtype == np.uint16 and self._array.shape[0] == len(self.numbers)
-        except (RuntimeError, ValueError, LookupError, AttributeError, TypeError, SyntaxError, ArithmeticError) as error:
+        except _DAMAGE as error:
             raise self._damaged(error) from error
         if not valid:
             raise self._damaged(f"an array of {self._array.dtype}, {self._array.shape}")
@@ -134,7 +136,7 @@ class PackedSeries:
         k = self._index[number]
         try:
             stored = self._array[k]
-        except (RuntimeError, ValueError, ArithmeticError) as error:
+        except _DAMAGE as error:
             raise self._damaged(error) from error
         if verify and zlib.crc32(stored) != self._checksums[k]:
             raise self._damaged(f"slice {number} with another checksum than it was written with")

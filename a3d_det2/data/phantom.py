@@ -122,15 +122,8 @@ def random_series(
     # Later blobs found less room, so they are smaller and further out: lesions must not be the first ones.
     blobs = [blobs[i] for i in rng.permutation(len(blobs))]
     lesions = [replace(b, depth=float(rng.uniform(3, 5)), drift=(0.0, 0.0)) for b in blobs[:num_lesions]]
-    series = Series(
-        name,
-        tuple(range(first, key + beside + 1)),
-        interval,
-        size,
-        size,
-        (*lesions, *blobs[num_lesions:]),
-        (seed, index),
-    )
+    slices, blobs = tuple(range(first, key + beside + 1)), (*lesions, *blobs[num_lesions:])
+    series = Series(name, slices, interval, size, size, blobs, (seed, index))
     age = f"{int(rng.integers(18, 90))}.0" if rng.random() > 0.05 else "NaN"
     gender = str(rng.choice(["F", "M"]))
     rows = []
@@ -189,10 +182,9 @@ def series_from_annotations(records: list[dict], *, seed: int) -> Series:
             lesions.append(_lesion_from_recist(rng, np.array(annotation["recist"]), key * interval))
     # Vessels shaped as the lesions; several around the first key slice, one more for each further one.
     vessels: list[Blob] = []
-    shapes = [(lesion.long, lesion.short) for lesion in lesions]
     for i, z in enumerate(sorted({lesion.z for lesion in lesions})):
         count = int(rng.integers(3, 7)) if i == 0 else 1
-        vessels += _random_blobs(rng, count, width, height, z, (*lesions, *vessels), shapes)
+        vessels += _random_blobs(rng, count, width, height, z, (*lesions, *vessels))
     return Series(name, tuple(sorted(slices)), interval, width, height, (*lesions, *vessels), (seed, *numbers))
 
 
@@ -220,17 +212,13 @@ def write_series(series: Series, image_root: str) -> None:
 
 
 def _random_blobs(
-    rng: np.random.Generator,
-    count: int,
-    width: int,
-    height: int,
-    z: float,
-    others: Sequence[Blob] = (),
-    shapes: Sequence[tuple[float, float]] = (),
+    rng: np.random.Generator, count: int, width: int, height: int, z: float, others: Sequence[Blob] = ()
 ) -> list[Blob]:
-    """Up to ``count`` vessels at ``z`` inside the body, shaped about as ``shapes`` (long and short semi-axes in pixels)
-    if there are any; no box touches another or one of ``others``."""
+    """Draw up to ``count`` vessels at ``z`` (mm) inside the body, shaped about as the lesions in ``others`` if there
+    are any; no box touches another or one of ``others``."""
     blobs: list[Blob] = []
+    boxes = [other.box() for other in others]
+    shapes = [(other.long, other.short) for other in others if not other.is_vessel]
     size = min(width, height)
     for _ in range(50 * count):
         if len(blobs) == count:
@@ -252,38 +240,28 @@ def _random_blobs(
             hu=rng.uniform(110, 160),
             drift=(tilt * math.cos(heading), tilt * math.sin(heading)),
         )
-        if not any(_touch(blob.box(), other.box()) for other in (*others, *blobs)):
+        box = blob.box()
+        if not any((box[:2] <= other[2:]).all() and (other[:2] <= box[2:]).all() for other in boxes):
             blobs.append(blob)
+            boxes.append(box)
     return blobs
 
 
-def _touch(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool((a[:2] <= b[2:]).all() and (b[:2] <= a[2:]).all())
-
-
 def _lesion_from_recist(rng: np.random.Generator, recist: np.ndarray, z: float) -> Blob:
-    long, short = recist[1] - recist[0], recist[3] - recist[2]
-    x, y = (recist.min(axis=0) + recist.max(axis=0)) / 2
-    return Blob(
-        x=float(x),
-        y=float(y),
-        z=z,
-        long=max(float(np.hypot(*long)) / 2, 0.5),
-        short=max(float(np.hypot(*short)) / 2, 0.5),
-        angle=math.atan2(long[1], long[0]),
-        hu=rng.uniform(110, 160),
-        depth=rng.uniform(3, 5),
-    )
+    """Make a lesion of its RECIST points, (4, 2), and the place of its key slice along z (mm)."""
+    x, y = ((recist.min(axis=0) + recist.max(axis=0)) / 2).tolist()
+    axes = recist[1] - recist[0], recist[3] - recist[2]
+    long, short = (max(float(np.hypot(*axis)) / 2, 0.5) for axis in axes)
+    angle = math.atan2(axes[0][1], axes[0][0])
+    return Blob(x, y, z, long, short, angle, hu=rng.uniform(110, 160), depth=rng.uniform(3, 5))
 
 
 def _draw(image: np.ndarray, blob: Blob, z: float) -> None:
+    """Draw a blob into ``image``, (H, W) HU, as it is at ``z`` (mm)."""
     dz = z - blob.z
-    if blob.is_vessel:
-        shrink = 1.0
-    elif abs(dz) >= blob.depth:
+    if abs(dz) >= blob.depth:
         return
-    else:
-        shrink = math.sqrt(1 - (dz / blob.depth) ** 2)
+    shrink = math.sqrt(1 - (dz / blob.depth) ** 2)
     travel = REACH * math.tanh(dz / REACH)
     x, y = blob.x + blob.drift[0] * travel, blob.y + blob.drift[1] * travel
     reach = blob.long + 2
@@ -302,7 +280,7 @@ def _draw(image: np.ndarray, blob: Blob, z: float) -> None:
 
 
 def _anatomy(series: Series, z: float) -> np.ndarray:
-    """Body, fat, lungs, bones and soft-tissue texture at ``z``, without noise."""
+    """Draw body, fat, lungs, bones and soft-tissue texture at ``z`` (mm), without noise: (H, W) float32 HU."""
     rng = np.random.default_rng([*series.seed, 0, 0])
     height, width = series.height, series.width
     v, u = np.meshgrid(

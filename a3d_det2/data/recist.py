@@ -11,20 +11,21 @@ BOX_MARGIN = 5.0  # px that DeepLesion adds to the extent of the RECIST points o
 
 
 def recist_box(recist: np.ndarray) -> np.ndarray:
-    """(4, 2) -> (4,): the box that DeepLesion gives a lesion, not clipped to the image."""
+    """Make the box that DeepLesion gives a lesion, (4,) XYXY, of its RECIST points, (4, 2); it is not clipped."""
     points = np.asarray(recist, dtype=np.float64)
     return np.concatenate([points.min(axis=0) - BOX_MARGIN, points.max(axis=0) + BOX_MARGIN])
 
 
 def is_recist_box(box: np.ndarray, recist: np.ndarray, image_size: tuple[int, int]) -> bool:
-    """Whether ``box`` is :func:`recist_box`, to a tenth of a pixel, clipped to an image of (height, width) or not."""
+    """Tell whether ``box``, (4,) XYXY, is :func:`recist_box`, to a tenth of a pixel, clipped to an image of (height,
+    width) or not."""
     expected = recist_box(recist)
     clipped = np.clip(expected, 0, [*image_size[::-1]] * 2)
     return bool(np.all((np.abs(box - expected) < 0.1) | (np.abs(box - clipped) < 0.1)))
 
 
 def transform_recist_box(recist: np.ndarray, apply_coords: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The box of a lesion after a transform of the image, from its RECIST points.
+    """Make the box of a lesion after a transform of the image, from its RECIST points.
 
     A transform that turns the image turns the four corners of a box into those of a larger upright one; the RECIST
     points have no such corners. The margin is turned as a disc around each point. Without a rotation the result is the

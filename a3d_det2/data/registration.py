@@ -1,4 +1,4 @@
-"""Datasets in Detectron2's catalogs; a file is read when its dataset is first used."""
+"""Registers datasets in Detectron2's catalogs; a file is read when its dataset is used."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +10,14 @@ from .dl_info import LESION_TYPES
 
 
 def register_deeplesion(name: str, csv_path: str, image_root: str, split: str, *, drop_noisy: bool = True) -> None:
-    """Register a split in Detectron2's catalogs; the file is read when the dataset is first used, see
-    :func:`load_with_masks`.
+    """Register a split in Detectron2's catalogs; :func:`load_with_masks` reads the file when the dataset is used.
 
     Args:
         name: what DATASETS.TRAIN and DATASETS.TEST call it.
         csv_path, image_root, split, drop_noisy: see :func:`load_deeplesion`.
+
+    Raises:
+        AssertionError: if there is a dataset of this name.
     """
     _register(name, partial(load_with_masks, csv_path, image_root, split, drop_noisy), csv_path, image_root)
 
@@ -32,17 +34,20 @@ def _register(name: str, load: Callable[[], list[dict]], csv_path: str, image_ro
 
 
 def register_all_deeplesion(root: str | None = None) -> None:
-    """Register all :func:`named_splits`; what is registered already stays as it is.
+    """Register all :func:`named_splits`, but for those that are registered already.
 
     Args:
         root: folder of the datasets. None is :func:`datasets_root`, looked up again whenever a dataset is read; where
-            it has changed since the last call, the names are those of the new folder.
+            it has changed since the last call, the splits of the new folder take the places of those of the old.
+
+    Raises:
+        AssertionError: if there is a dataset of one of the names, of another file.
     """
     for name, (csv_path, image_root, split) in named_splits(root or datasets_root()).items():
         if name in DatasetCatalog:
             if MetadataCatalog.get(name).get("csv_file") == csv_path:
                 continue
-            if getattr(getattr(DatasetCatalog[name], "func", None), "__name__", "") == load_named.__name__:
+            if getattr(DatasetCatalog[name], "func", None) is load_named:  # registered here, for another folder
                 DatasetCatalog.remove(name)
                 MetadataCatalog.remove(name)
         load = partial(load_named, name) if root is None else partial(load_with_masks, csv_path, image_root, split)

@@ -15,12 +15,14 @@ from .slices import load_slice_stack, window_hu
 from .weak_masks import recist_ellipse
 
 Augment = Callable[[np.ndarray], tuple[np.ndarray, Transform]]
+Size = tuple[int, int]  # height, width
 SMALLEST_SIDE = 1e-5  # px, of a box that is kept; as Detectron2's filter_empty_instances
 
 
 @dataclass(frozen=True)
 class Sample:
-    """
+    """What a detector trains and tests with: a stack of slices and the lesions on the middle one.
+
     Attributes:
         image: (D, H, W) float32, windowed.
         thickness: distance between the slices on disk in mm, however they were resampled. Where the dict says nothing
@@ -36,11 +38,12 @@ class Sample:
     boxes: np.ndarray
     classes: np.ndarray
     masks: list | None
-    original_size: tuple[int, int]
+    original_size: Size
 
 
+@dataclass(kw_only=True, eq=False)
 class SampleLoader:
-    """Dataset dicts, as :func:`load_deeplesion` makes them, -> samples.
+    """Makes samples of dataset dicts, as :func:`load_deeplesion` makes them.
 
     1. Load the key slice and its neighbours, resampled along z, in HU; a damaged neighbour is replaced and logged.
     2. Augment image, boxes, masks and RECIST points together. DeepLesion's boxes and points name pixels (0 is the
@@ -49,54 +52,41 @@ class SampleLoader:
     3. Window the HU values.
     4. In training, keep the lesions that are still in the image. A lesion without a mask gets the outline through its
        RECIST axes.
+
+    Args:
+        is_train: whether to keep the annotations.
+        num_slices: D, odd.
+        slice_interval: distance in mm between the slices the model sees.
+        hu_window: see :func:`window_hu`.
+        resampling: see :func:`load_slice_stack`.
+        use_instance_mask: whether to make masks, of "segmentation" (polygons or RLE) or "recist".
+        mask_format: "polygon" or "bitmask"; "polygon" cannot take RLE.
+        unreadable_key_slice: "error", or "skip", which in training returns None and logs it.
+
+    Raises:
+        ValueError: on another ``unreadable_key_slice`` or ``mask_format``.
     """
 
-    def __init__(
-        self,
-        *,
-        is_train: bool,
-        num_slices: int,
-        slice_interval: float,
-        resampling: str = "linear",
-        hu_window: tuple[float, float],
-        use_instance_mask: bool = False,
-        mask_format: str = "bitmask",
-        unreadable_key_slice: str = "error",
-    ):
-        """
-        Args:
-            is_train: whether to keep the annotations.
-            num_slices: D, odd.
-            slice_interval: distance in mm between the slices the model sees.
-            resampling: see :func:`load_slice_stack`.
-            hu_window: see :func:`window_hu`.
-            use_instance_mask: whether to make masks, of "segmentation" (polygons or RLE) or "recist".
-            mask_format: "polygon" or "bitmask"; "polygon" cannot take RLE.
-            unreadable_key_slice: "error", or "skip", which in training returns None and logs it.
+    is_train: bool
+    num_slices: int
+    slice_interval: float
+    hu_window: tuple[float, float]
+    resampling: str = "linear"
+    use_instance_mask: bool = False
+    mask_format: str = "bitmask"
+    unreadable_key_slice: str = "error"
 
-        Raises:
-            ValueError: on another ``unreadable_key_slice`` or ``mask_format``.
-        """
-        for name, value, choices in (
-            ("unreadable_key_slice", unreadable_key_slice, ("error", "skip")),
-            ("mask_format", mask_format, ("polygon", "bitmask")),
-        ):
-            if value not in choices:
+    def __post_init__(self):
+        for name, choices in (("unreadable_key_slice", ("error", "skip")), ("mask_format", ("polygon", "bitmask"))):
+            if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"Unknown {name} {value!r}. Choose one of {', '.join(choices)}.")
-        self.is_train = is_train
-        self.num_slices = num_slices
-        self.slice_interval = slice_interval
-        self.resampling = resampling
-        self.hu_window = hu_window
-        self.use_instance_mask = use_instance_mask
-        self.mask_format = mask_format
-        self.unreadable_key_slice = unreadable_key_slice
         logger = logging.getLogger(__name__)
-        self._on_damage = OncePerFile(logger)
-        self._skipped = OncePerFile(logger)
+        self._on_damage = LogOnce(logger)
+        self._skipped = LogOnce(logger)
 
     def __call__(self, record: dict, augment: Augment) -> Sample | None:
-        """
+        """Make a sample.
+
         Args:
             record: as :func:`load_deeplesion` makes it; one without annotations has no lesions.
             augment: takes the image as (H, W, D) float32 in HU, and gives it transformed, with what did it.
@@ -145,7 +135,7 @@ class SampleLoader:
         return stack
 
     def _lesions(
-        self, record: dict, transform: Transform, original_size: tuple[int, int], image_size: tuple[int, int]
+        self, record: dict, transform: Transform, original_size: Size, image_size: Size
     ) -> tuple[np.ndarray, np.ndarray, list | None]:
         boxes, classes, masks = [], [], []
         for annotation in record.get("annotations", ()) if self.is_train else ():
@@ -161,10 +151,9 @@ class SampleLoader:
         boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
         return boxes, np.array(classes, dtype=np.int64), masks if self.use_instance_mask else None
 
-    def _box(
-        self, annotation: dict, transform: Transform, original_size: tuple[int, int], image_size: tuple[int, int]
-    ) -> np.ndarray:
-        """(4,) float32, XYXY, clipped from the centre of the first pixel to that of the last."""
+    def _box(self, annotation: dict, transform: Transform, original_size: Size, image_size: Size) -> np.ndarray:
+        """Move the box of a lesion as the image was: (4,) float32 XYXY, clipped from the centre of the first pixel to
+        that of the last."""
         box, recist = np.array(annotation["bbox"], dtype=np.float64), annotation.get("recist")
         if recist is not None and is_recist_box(box, recist, original_size):
             moved = transform_recist_box(np.array(recist) + 0.5, transform.apply_coords)
@@ -173,12 +162,7 @@ class SampleLoader:
         return np.clip(moved - 0.5, 0, np.array([*image_size[::-1]] * 2) - 1).astype(np.float32)
 
     def _mask(
-        self,
-        annotation: dict,
-        transform: Transform,
-        file_name: str,
-        original_size: tuple[int, int],
-        image_size: tuple[int, int],
+        self, annotation: dict, transform: Transform, file_name: str, original_size: Size, image_size: Size
     ) -> np.ndarray | list[np.ndarray] | None:
         if not self.use_instance_mask:
             return None
@@ -186,7 +170,14 @@ class SampleLoader:
 
         mask = annotation.get("segmentation")
         if isinstance(mask, dict):
-            self._check_rle(mask, file_name, original_size)
+            if self.mask_format == "polygon":
+                raise ValueError(
+                    f"{file_name}: its masks are run-length encoded; set INPUT.MASK_FORMAT to 'bitmask'. "
+                    "Got 'polygon' instead!"
+                )
+            if tuple(mask["size"]) != original_size:
+                size = tuple(mask["size"])
+                raise ValueError(f"{file_name}: expected masks of its size {original_size}, got one of {size}.")
             return transform.apply_segmentation(coco_mask.decode(mask)).astype(bool)
         if mask == []:
             return np.zeros(image_size, dtype=bool)
@@ -197,16 +188,6 @@ class SampleLoader:
         if self.mask_format == "polygon":
             return polygons
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *image_size))).astype(bool)
-
-    def _check_rle(self, mask: dict, file_name: str, original_size: tuple[int, int]) -> None:
-        if self.mask_format == "polygon":
-            raise ValueError(
-                f"{file_name}: its masks are run-length encoded; set INPUT.MASK_FORMAT to 'bitmask'. "
-                "Got 'polygon' instead!"
-            )
-        size = tuple(mask["size"])
-        if size != original_size:
-            raise ValueError(f"{file_name}: expected masks of its size {original_size}, got one of {size}.")
 
     def _outline(self, annotation: dict, file_name: str) -> np.ndarray:
         if "recist" not in annotation:
@@ -219,7 +200,7 @@ class SampleLoader:
 
 
 def sample_options(cfg, is_train: bool) -> dict:
-    """The arguments of a :class:`SampleLoader`, of a config."""
+    """Read the arguments of a :class:`SampleLoader` from a config."""
     return {
         "is_train": is_train,
         "num_slices": cfg.MODEL.A3D.NUM_SLICES,

@@ -5,7 +5,7 @@ import logging
 import math
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -105,7 +105,7 @@ def load_slice_stack(
     return stack
 
 
-def _positions(half: int, ratio: float, resampling: str) -> list[tuple[int, int, float]]:
+def _positions(half: int, ratio: float, resampling: str) -> Iterator[tuple[int, int, float]]:
     """Find between which slices each slice of the stack lies, by their numbers relative to the key slice.
 
     Args:
@@ -113,14 +113,10 @@ def _positions(half: int, ratio: float, resampling: str) -> list[tuple[int, int,
         ratio: distance in the stack over that on disk.
         resampling: see :func:`load_slice_stack`.
 
-    Returns:
+    Yields:
         (near, far, fraction) for each slice of the stack: it is near * (1 - fraction) + far * fraction.
     """
-    if resampling == "none":
-        ratio = 1.0
-    elif resampling == "thin":
-        ratio = max(ratio, 1.0)
-    positions = []
+    ratio = {"none": 1.0, "thin": max(ratio, 1.0)}.get(resampling, ratio)
     for i in range(-half, half + 1):
         distance = round(abs(i) * ratio, 6)  # 2 mm / 0.4 mm must be slice 5, not a breath of slice 4
         near = int(distance)
@@ -128,8 +124,7 @@ def _positions(half: int, ratio: float, resampling: str) -> list[tuple[int, int,
         if resampling == "published" and fraction:
             fraction = round(ratio, 6) % 1
         sign = -1 if i < 0 else 1
-        positions.append((sign * near, sign * (near + 1), fraction))
-    return positions
+        yield sign * near, sign * (near + 1), fraction
 
 
 class _Neighbourhood:

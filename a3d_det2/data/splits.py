@@ -1,6 +1,7 @@
 """Splits of a dataset: the file's own train, val and test, or any choice of rows that a text file makes."""
 
 import os
+from collections import defaultdict
 
 from .dl_info import SPLITS, Row
 
@@ -23,61 +24,59 @@ class SplitFile:
 
     def __init__(self, path: str):
         self._path = path
-        # What is chosen -> the line that says so.
-        self._patients: dict[int, int] = {}
-        self._names: dict[str, int] = {}
-        self._columns: dict[tuple[str, frozenset[str]], int] = {}
+        # Column of the csv -> value that is chosen -> the lines that say so.
+        self._lines: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         with open(path, encoding="utf-8-sig") as f:
             for number, line in enumerate(f, 1):
-                text = line.partition("#")[0].strip()
-                if text:
-                    self._add(text, number)
-        if not (self._patients or self._names or self._columns):
+                if text := line.partition("#")[0].strip():
+                    column, values = self._parse(text, number)
+                    for value in values:
+                        self._lines[column][value].append(number)
+        if not self._lines:
             raise ValueError(f"{path}: expected patients, file names or COLUMN = VALUES, one per line, got none.")
 
-    def _add(self, text: str, line: int) -> None:
-        column, equals, values = text.partition("=")
-        chosen = frozenset(value.strip() for value in values.split(","))
+    def _parse(self, text: str, line: int) -> tuple[str, list[str]]:
+        column, equals, values = (part.strip() for part in text.partition("="))
+        chosen = [value.strip() for value in values.split(",")]
         if text.isdecimal():
-            self._patients[int(text)] = line
-        elif equals and column.strip() and all(chosen):
-            self._columns[column.strip(), chosen] = line
-        elif text.endswith(".png") and not equals:
-            self._names[text] = line
-        else:
-            raise ValueError(
-                f"{self._path}, line {line}: expected a patient such as 17, a file name such as 000001_01_01_109.png, "
-                f"or COLUMN = VALUES, got {text!r}."
-            )
+            return "Patient_index", [str(int(text))]
+        if equals and column and all(chosen):
+            return column, chosen
+        if text.endswith(".png") and not equals:
+            return "File_name", [text]
+        raise ValueError(
+            f"{self._path}, line {line}: expected a patient such as 17, a file name such as 000001_01_01_109.png, "
+            f"or COLUMN = VALUES, got {text!r}."
+        )
 
     def choose(self, rows: list[Row]) -> list[Row]:
-        """
+        """Choose from the rows of a csv, in their order.
+
         Raises:
             ValueError: if a line chooses no row, or names a column that is not there.
         """
-        unused = {*self._patients.values(), *self._names.values(), *self._columns.values()}
+        unused = {line for values in self._lines.values() for lines in values.values() for line in lines}
         chosen = []
         for row in rows:
-            lines = {self._patients.get(row.patient), self._names.get(row.image_id)}
-            lines |= {line for choice, line in self._columns.items() if self._has_value(row, *choice)}
-            lines.discard(None)
-            unused -= lines
-            if lines:
+            found = {line for column in self._lines for line in self._lines_of(row, column)}
+            unused -= found
+            if found:
                 chosen.append(row)
         if rows and unused:
             raise ValueError(f"{self._path}, line {min(unused)}: no row of {rows[0].csv_path} is chosen by it.")
         return chosen
 
-    def _has_value(self, row: Row, column: str, values: frozenset[str]) -> bool:
+    def _lines_of(self, row: Row, column: str) -> list[int]:
+        """Find the lines that choose a row by its value in one column."""
         if column not in row.values:
-            raise ValueError(
-                f"{self._path}, line {self._columns[column, values]}: {row.csv_path} has no column {column!r}."
-            )
-        return (row.values[column] or "").strip() in values
+            line = min(min(lines) for lines in self._lines[column].values())
+            raise ValueError(f"{self._path}, line {line}: {row.csv_path} has no column {column!r}.")
+        value = str(row.patient) if column == "Patient_index" else (row.values[column] or "").strip()
+        return self._lines[column].get(value, [])
 
 
 def rows_of_split(rows: list[Row], split: str) -> list[Row]:
-    """Those of ``rows`` that are in the split: "train", "val", "test", or the path of a split file.
+    """Keep the rows that are in a split: "train", "val", "test", or the path of a split file.
 
     Raises:
         ValueError: on another name, a malformed row, or a line of the file that chooses no row.
@@ -90,7 +89,7 @@ def rows_of_split(rows: list[Row], split: str) -> list[Row]:
 
 
 def split_files(folder: str) -> dict[str, str]:
-    """Name -> path of the split files ``NAME.txt`` in a folder; none where there is no such folder."""
+    """List the split files ``NAME.txt`` in a folder, name -> path; none where there is no such folder."""
     if not os.path.isdir(folder):
         return {}
     names = (os.path.splitext(name) for name in sorted(os.listdir(folder)))

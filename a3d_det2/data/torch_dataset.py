@@ -17,14 +17,20 @@ from .workers import turn_off_opencv_threads
 
 
 class LesionDataset(Dataset):
-    """Item i of a test is record i. Item i of a training, for any i, is the i-th of one shuffle of the records after
-    the other, augmented by random numbers of ``seed`` and i alone: whichever process makes it, and when.
+    """Samples by number, for a test or for a training without end.
+
+    In a test item i is made of record i. In training the records are shuffled again and again, and item i, for any i,
+    is made of the i-th record in this sequence; its augmentation depends on ``seed`` and i alone, whichever process
+    makes it, and when.
 
     Args:
         records: as :func:`load_deeplesion` makes them, not empty.
-        load: what makes samples of them.
-        augment: takes an image (H, W, D) in HU and ``rng``, random numbers; see :class:`.SampleLoader`.
+        load: makes samples of records.
+        augment: takes an image (H, W, D) in HU, and ``rng`` to draw random numbers from; see :class:`.SampleLoader`.
         seed: not negative.
+
+    Raises:
+        ValueError: if there are no records.
     """
 
     def __init__(self, records: list[dict], load: SampleLoader, augment: Callable, seed: int = 0):
@@ -36,10 +42,15 @@ class LesionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Tensor], float, tuple[int, int], str]:
-        """
+        """Make an item.
+
         Returns:
-            image (D, H, W); target: boxes (n, 4), labels (n,), from 1 on as 0 is the background, and where ``load``
-            makes them masks (n, H, W); slice thickness in mm, see :class:`.Sample`; (height, width) on disk; image_id.
+            image: (D, H, W) float32.
+            target: boxes (n, 4) float32; labels (n,) int64, from 1 on as 0 is the background; masks (n, H, W) uint8
+                where ``load`` makes them.
+            thickness: of the slices in mm, see :class:`.Sample`.
+            size: (height, width) on disk.
+            image_id: of the record.
 
         Raises:
             FileNotFoundError, UnreadableSlice, ValueError: see :class:`.SampleLoader`. A key slice that it skips is
@@ -76,13 +87,19 @@ def augment(
     affine: Sequence[float] = (0, 0, 0, 0, 0),
     jitter: Sequence[float] = (0, 0, 0),
 ) -> tuple[np.ndarray, Transform]:
-    """What Detectron2's mapper does by default: resize, flip, affine map and HU jitter.
+    """Augment an image as :class:`.DeepLesionMapper` does by default: resize, flip, affine map and HU jitter.
 
     Args:
-        image: (H, W, D).
-        min_sizes: of the shorter side, one of which is drawn; 0 keeps the size. ``max_size``: of the longer side.
-        flip: "horizontal", "vertical" or "none"; with a probability of 0.5.
-        affine, jitter: probability, and what :func:`.draw_affine` and :func:`.draw_hu_jitter` take.
+        image: (H, W, D) float32, in HU.
+        rng: random numbers are drawn from it.
+        min_sizes: lengths of the shorter side in pixels, one of which is drawn; 0 keeps the size.
+        max_size: largest length of the longer side in pixels.
+        flip: "horizontal", "vertical" or "none"; flips with a probability of 0.5.
+        affine: probability, and the shift, scale, rotation and fill of :func:`.draw_affine`.
+        jitter: probability, and the offset and gain of :func:`.draw_hu_jitter`.
+
+    Returns:
+        the augmented image, (H', W', D), and what was done to it.
     """
     transforms, size = [], image.shape[:2]
     if shorter := rng.choice(min_sizes):
@@ -100,7 +117,7 @@ def augment(
 
 
 def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0) -> LesionDataset:
-    """The :class:`LesionDataset` of a config."""
+    """Build the :class:`LesionDataset` of a config."""
     how, affine, jitter = cfg.INPUT, cfg.INPUT.AFFINE, cfg.INPUT.HU_JITTER
     change = partial(augment, min_sizes=[how.MIN_SIZE_TEST], max_size=how.MAX_SIZE_TEST)
     if is_train:
@@ -112,13 +129,13 @@ def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0
 
 
 def build_loader(cfg, records: list[dict], items: Sequence[int], batch_size: int, **options) -> DataLoader:
-    """The data loader of a config.
+    """Build the data loader of a config, for torchvision's detectors.
 
     Args:
         records: as :func:`load_deeplesion` makes them.
-        items: of the :class:`LesionDataset`, in the order of the batches.
-        batch_size: items in a batch, which is a list.
-        options: see :func:`build_lesion_dataset`.
+        items: numbers of the items of the :class:`LesionDataset` to load, in the order of the batches.
+        batch_size: items in a batch, which is a list of them.
+        options: ``is_train`` and ``seed``, see :func:`build_lesion_dataset`.
     """
     turn_off_opencv_threads()
     dataset = build_lesion_dataset(cfg, records, **options)

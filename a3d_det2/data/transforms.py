@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from fvcore.transforms.transform import BlendTransform, Transform
 
+Uniform = Callable[[float, float], float]  # draws a number between two others
+
 
 class AffineTransform(Transform):
     """An affine map of the image plane; the output has the size of the input.
@@ -24,15 +26,15 @@ class AffineTransform(Transform):
         self.fill = fill
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """(H, W) or (H, W, D), bilinear."""
+        """Map an image, (H, W) or (H, W, D), bilinearly."""
         return self._warp(img, cv2.INTER_LINEAR, self.fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(H, W), nearest; 0 comes from outside."""
+        """Map a mask, (H, W), each pixel from the nearest one; 0 comes from outside."""
         return self._warp(segmentation, cv2.INTER_NEAREST, 0)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(n, 2) of x, y."""
+        """Map points, (n, 2) of x and y."""
         return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
 
     def inverse(self) -> Transform:
@@ -59,12 +61,7 @@ class AffineTransform(Transform):
 
 
 def draw_affine(
-    image_size: tuple[int, int],
-    shift: float,
-    scale: float,
-    rotation: float,
-    fill: float,
-    uniform: Callable[[float, float], float],
+    image_size: tuple[int, int], shift: float, scale: float, rotation: float, fill: float, uniform: Uniform
 ) -> AffineTransform:
     """Draw a joint shift, scale and rotation about the image centre.
 
@@ -85,7 +82,7 @@ def draw_affine(
     return AffineTransform(np.column_stack([linear, centre + offset - linear @ centre]), fill)
 
 
-def draw_hu_jitter(offset: float, gain: float, uniform: Callable[[float, float], float]) -> BlendTransform:
+def draw_hu_jitter(offset: float, gain: float, uniform: Uniform) -> BlendTransform:
     """Draw a gain and an offset of the HU values: hu * gain + offset.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def weak_mask(image: np.ndarray, box, recist) -> tuple[np.ndarray, str]:
-    """A mask whatever the lesion: :func:`grabcut_mask`, or where that fails, what :func:`recist_ellipse` encloses.
+    """Make a mask of any lesion: :func:`grabcut_mask`, or where that fails, what :func:`recist_ellipse` encloses.
 
     Args:
         image, box, recist: see :func:`grabcut_mask`.
@@ -64,16 +64,16 @@ def grabcut_mask(image: np.ndarray, box, recist) -> np.ndarray:
 
 
 def _fill(image_size: tuple[int, int], outline: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the pixels within or on a polygon (n, 2) of x and y."""
+    """Fill a polygon, (n, 2) of x and y: (H, W) bool, with the pixels on its outline."""
     mask = np.zeros(image_size, dtype=np.uint8)
     cv2.fillPoly(mask, [np.rint(outline).astype(np.int32)], 1)
     return mask.astype(bool)
 
 
 def recist_ellipse(recist, points_per_quarter: int = 8) -> np.ndarray:
-    """A smooth outline through the four end points of the RECIST axes.
+    """Draw a smooth outline through the four end points of the RECIST axes.
 
-    Four quarters of ellipses around the crossing of the axes; an ellipse where the axes halve each other.
+    It is made of four quarters of ellipses around the crossing of the axes: one ellipse where these halve each other.
 
     Args:
         recist: (4, 2), x and y of both ends of the long axis, then of the short axis.
@@ -96,7 +96,7 @@ def recist_ellipse(recist, points_per_quarter: int = 8) -> np.ndarray:
 
 
 def _crossing(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray | None:
-    """Where the segments ab and cd cross; None where they do not."""
+    """Find the point, (2,), where the segments ab and cd cross; None where they do not."""
     directions = np.stack([b - a, c - d], axis=1)
     if abs(np.linalg.det(directions)) < 1e-6:
         return None

@@ -45,17 +45,22 @@ def test_lesions_end_and_vessels_go_on():
                 assert np.abs(centre - [blob.x, blob.y]).max() < 0.004 * 96 * 10 + 1
 
 
-def test_the_geometry_of_the_key_slice_does_not_tell_lesions_from_vessels():
-    """Size, shape, place and HU of the blobs: none ranks lesions above vessels, nor below them."""
+@pytest.mark.parametrize(("size", "count", "limit"), [(192, 1500, 0.03), (96, 200, 0.08)])
+def test_the_geometry_of_the_key_slice_does_not_tell_lesions_from_vessels(size, count, limit):
+    """Size, shape, place and HU of the blobs: none ranks lesions above vessels, nor below them.
+
+    In small images, where blobs find little room, lesions that are drawn first would be large and in the middle.
+    """
     features = {
         "long": lambda b: b.long,
         "short / long": lambda b: b.short / b.long,
         "left to right": lambda b: b.x,
-        "from the centre": lambda b: np.hypot(b.x - 48, b.y - 48),
-        "|y|": lambda b: abs(b.y - 48),
+        "from the centre": lambda b: np.hypot(b.x - size / 2, b.y - size / 2),
+        "|y|": lambda b: abs(b.y - size / 2),
         "hu": lambda b: b.hu,
     }
-    blobs = [b for index in range(1500) for b in random_series(index, "train", **OPTIONS)[0].blobs]
+    options = {**OPTIONS, "size": size}
+    blobs = [b for index in range(count) for b in random_series(index, "train", **options)[0].blobs]
     is_lesion = np.array([not b.is_vessel for b in blobs])
     m, n = is_lesion.sum(), (~is_lesion).sum()
     deviation = np.sqrt((m + n + 1) / (12 * m * n))  # of the area under the ROC curve, for chance
@@ -63,7 +68,7 @@ def test_the_geometry_of_the_key_slice_does_not_tell_lesions_from_vessels():
         ranks = np.argsort(np.argsort([feature(b) for b in blobs])) + 1
         area = (ranks[is_lesion].sum() - m * (m + 1) / 2) / (m * n)
         assert abs(area - 0.5) < 4 * deviation, name
-    assert 4 * deviation < 0.03
+    assert 4 * deviation < limit
 
 
 def test_rows_are_complete_and_boxes_are_recist_plus_5_px(tmp_path):

