@@ -9,9 +9,9 @@
     engine          trainers and commands
     config, model_zoo
 
-None of them loads Detectron2, but for the modules that are there for it, nor does importing the package. The names below
-are imported when they are first used. Whoever uses one that is Detectron2's, or gives a config of Detectron2's to
-``add_a3d_config``, has these registered (so does ``import a3d_det2.registration``):
+None of them loads Detectron2, but for the modules that are there for it, nor does importing the package: its names are
+imported when they are first used. Whoever takes one from it that needs Detectron2, gives a config of Detectron2's to
+``add_a3d_config``, or imports ``a3d_det2.registration``, has these registered:
 
     backbones       build_a3d_densenet_backbone, build_a3d_densenet_fpn_backbone, build_a3d_densenet_fused_backbone,
                     build_a3d_resnet_fpn_backbone
@@ -47,7 +47,7 @@ _OF_DETECTRON2 = {
     "build_a3d_resnet_fpn_backbone": "modeling.backbone",
 }
 
-__all__ = [*_OF_DETECTRON2, *_PURE]  # noqa: PLE0604
+__all__ = [*_OF_DETECTRON2, *_PURE]
 
 
 def __getattr__(name: str):

@@ -15,6 +15,6 @@ def broadcast_buffers(model: nn.Module) -> None:
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """Where the results on a dataset go: ``inference`` in OUTPUT_DIR, or a folder in it for each of several datasets."""
+    """Where the results on a dataset go: ``inference`` in OUTPUT_DIR, or a folder in that for each of several."""
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     return os.path.join(folder, dataset_name) if len(cfg.DATASETS.TEST) > 1 else folder

@@ -28,8 +28,8 @@ from ..data.dl_info import LESION_TYPES
 from ..data.mask_file import encode_mask
 from ..data.torch_dataset import build_loader
 from ..evaluation.evaluation_files import evaluate_results
-from ..modeling.torchvision_rcnn import build_lesion_rcnn
 from ..model_zoo import find_config_file, get_config_file
+from ..modeling.torchvision_rcnn import build_lesion_rcnn
 from .common import broadcast_buffers, inference_folder
 
 DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone

@@ -1,4 +1,4 @@
-"""Trunk and necks: torch only. ``backbone``, ``meta_arch`` and ``mask_head`` need Detectron2, ``torchvision_rcnn`` needs
+"""Trunk and necks: torch only. ``backbone``, ``meta_arch`` and ``mask_head`` need Detectron2, and ``torchvision_rcnn``
 torchvision."""
 
 from importlib import import_module

@@ -59,8 +59,8 @@ class BatchOnly(GeneralizedRCNNTransform):
 
 
 class _OfSlices:
-    """Makes one of torchvision's detectors take (D, H, W) images, and resize none of them. The arguments are those of the
-    detector; the backbone is a :class:`PyramidTrunk` or a :class:`.FusedTrunk`.
+    """Makes one of torchvision's detectors take (D, H, W) images, and resize none of them. The arguments are those of
+    the detector; the backbone is a :class:`PyramidTrunk` or a :class:`.FusedTrunk`.
     """
 
     def __init__(self, backbone: nn.Module, *args, image_mean=(0.0,), image_std=(1.0,), **kwargs):

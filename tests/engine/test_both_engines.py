@@ -11,11 +11,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from a3d_det2 import DeepLesionMapper, LesionCheckpointer, add_a3d_config
-from a3d_det2.data import load_deeplesion
-from a3d_det2.engine import torchvision_loop
-from a3d_det2.data.torch_dataset import build_lesion_dataset
-from a3d_det2.modeling.torchvision_rcnn import build_lesion_rcnn
 from a3d_det2.checkpoint.strict import StrictCheckpointer
+from a3d_det2.data import load_deeplesion
+from a3d_det2.data.torch_dataset import build_lesion_dataset
+from a3d_det2.engine import torchvision_loop
+from a3d_det2.modeling.torchvision_rcnn import build_lesion_rcnn
 
 NECKS = {"fused": "a3d_7slice.yaml", "fpn": "a3d_fpn_7slice.yaml"}
 SMALL = """

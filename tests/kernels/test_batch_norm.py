@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.multiprocessing import spawn
 
-from a3d_det2.kernels.mixing import mix_slices
 from a3d_det2.kernels.batch_norm import (
     Statistics,
     add_channel_statistics_backward,
@@ -16,6 +15,7 @@ from a3d_det2.kernels.batch_norm import (
     over_processes,
     update_running_statistics,
 )
+from a3d_det2.kernels.mixing import mix_slices
 from tests.kernels.mixing_cases import LAYOUTS
 
 

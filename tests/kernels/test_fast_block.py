@@ -10,8 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
 from a3d_det2.kernels import cpu, fast_block
-from a3d_det2.layers import FUSION_CONVS, A3DConv
 from a3d_det2.kernels.mixing import plain_mixing
+from a3d_det2.layers import FUSION_CONVS, A3DConv
 from a3d_det2.modeling import DenseNet3D
 from a3d_det2.modeling.densenet import DenseLayer, Transition
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a3d_det2.kernels import cpu, mixing, triton
-from a3d_det2.layers import A3DConv
 from a3d_det2.kernels.memory_format import check_same, is_channels_last, is_planes, like
 from a3d_det2.kernels.mixing import kernel_for, mix_slices, mix_slices_plain, plain_mixing
+from a3d_det2.layers import A3DConv
 from tests.kernels.mixing_cases import CASES, LAYOUTS, assert_close, inputs, reference
 
 needs_kernel = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))

@@ -23,9 +23,10 @@ def test_scopes_stand_in_each_other_and_end_with_an_error():
     with slice_thickness(THIN):
         with slice_thickness(None):
             assert current_thickness() is THIN
-        with pytest.raises(ZeroDivisionError), slice_thickness(THICK):
+        with slice_thickness(THICK):
             assert current_thickness() is THICK
-            1 / 0  # noqa: B018
+        with pytest.raises(ValueError, match="missing"), slice_thickness(THICK):
+            raise ValueError("missing")
         assert current_thickness() is THIN
     assert current_thickness() is None
 

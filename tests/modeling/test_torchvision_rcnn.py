@@ -8,8 +8,8 @@ from torchvision.models.detection import FasterRCNN
 from a3d_det2.engine import torchvision_loop
 from a3d_det2.layers.thickness import slice_thickness
 from a3d_det2.modeling import DenseNet3D, FusedTrunk
-from a3d_det2.modeling.torchvision_rcnn import BatchOnly, PyramidTrunk, build_lesion_rcnn
 from a3d_det2.modeling.squeeze import SqueezedTrunk
+from a3d_det2.modeling.torchvision_rcnn import BatchOnly, PyramidTrunk, build_lesion_rcnn
 
 SMALL = """
 MODEL.A3D.NUM_SLICES 3 MODEL.A3D.BLOCK_CONFIG [1,1,1] MODEL.A3D.GROWTH_RATE 8 MODEL.A3D.NUM_INIT_FEATURES 16
