@@ -7,7 +7,7 @@ AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def amp_dtype(cfg: CfgNode, device_type: str) -> torch.dtype:
-    """What SOLVER.AMP.DTYPE says, or for "" torch's own dtype on the device.
+    """Look up SOLVER.AMP.DTYPE, where "" is torch's own dtype on the device.
 
     Raises:
         ValueError: if it is unknown.

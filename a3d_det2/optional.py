@@ -19,7 +19,7 @@ def detectron2_problem() -> str | None:
 
 @contextmanager
 def needs_detectron2(what: str) -> Iterator[None]:
-    """Within it an import that fails says that Detectron2 is needed and what is wrong with it.
+    """Let an import within it that fails say that Detectron2 is needed, and what is wrong with it.
 
     Args:
         what: is imported.

@@ -8,7 +8,8 @@ from a3d_det2.config import add_a3d_config, amp_dtype
 
 
 def config(dtype: str) -> CfgNode:
-    cfg = CfgNode({"MODEL": {}, "INPUT": {}, "DATALOADER": {}, "SOLVER": {"AMP": {"ENABLED": True}}})
+    solver = {"AMP": {"ENABLED": True}, "CLIP_GRADIENTS": {}}
+    cfg = CfgNode({"MODEL": {}, "INPUT": {}, "DATALOADER": {}, "SOLVER": solver})
     add_a3d_config(cfg)
     cfg.SOLVER.AMP.DTYPE = dtype
     return cfg
@@ -25,10 +26,9 @@ def test_dtype():
 
 @pytest.mark.parametrize(("dtype", "scales"), [("float16", True), ("bfloat16", False), ("", True)])
 @pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
-def test_detectron2s_trainer_gets_it(repo, dtype, scales, monkeypatch):
+def test_detectron2s_trainer_gets_it(dtype, scales, monkeypatch):
     pytest.importorskip("detectron2")
-    monkeypatch.syspath_prepend(str(repo))
-    from train_net import Trainer
+    from a3d_det2 import Trainer
 
     monkeypatch.setattr(torch.amp.GradScaler, "__init__", lambda self, device, enabled: setattr(self, "on", enabled))
     trainer = Trainer.build_step(config(dtype), torch.nn.Linear(1, 1), [None], None)

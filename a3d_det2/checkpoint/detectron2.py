@@ -39,7 +39,7 @@ class LesionCheckpointer(StrictCheckpointer, DetectionCheckpointer):
     formats = (ImageNetBackbone(), *FORMATS)
 
     def load(self, path: str, checkpointables: list[str] | None = None):
-        """See :class:`.StrictCheckpointer`."""
+        """Load a file or URL; arguments and errors are those of :meth:`.StrictCheckpointer.load`."""
         try:
             return super().load(path, checkpointables)
         finally:

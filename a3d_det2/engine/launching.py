@@ -57,7 +57,7 @@ def train(args):
 
 
 def _train_and_leave(args) -> None:
-    """What each process runs."""
+    """Train in one of the processes that ``launch`` starts, and end it."""
     train(args)
     if distributed.is_initialized() and distributed.get_backend() == "gloo":
         # Gloo's threads outlive the interpreter, which then aborts; launch() would take that for a failure and stop the

@@ -37,7 +37,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_step(cls, cfg, model, data_loader, optimizer) -> SimpleTrainer:
-        """What runs an iteration, with or without mixed precision.
+        """Make what runs an iteration, with or without mixed precision.
 
         Raises:
             ValueError: if SOLVER.AMP.DTYPE is unknown.

@@ -208,8 +208,8 @@ class SplitEvaluation:
             known = ~np.isnan(values)
             patient, values, patients = self.patient[masks.image[known]], values[known], self.weights.shape[1]
             with np.errstate(invalid="ignore"):  # resamples without any of these lesions
-                means = self.weights @ np.bincount(patient, values, patients)
-                means /= self.weights @ np.bincount(patient, minlength=patients)
+                sums = self.weights @ np.bincount(patient, values, patients)
+                means = sums / (self.weights @ np.bincount(patient, minlength=patients))
             scores[name] = {
                 "mean": float(np.mean(values)) if len(values) else math.nan,
                 "median": float(np.median(values)) if len(values) else math.nan,

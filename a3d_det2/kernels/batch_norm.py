@@ -27,7 +27,7 @@ class Statistics(NamedTuple):
 
     @classmethod
     def cat(cls, parts: list["Statistics"]) -> "Statistics":
-        """Of the channels of all parts, in their order."""
+        """Join the statistics of parts of the channels, in their order."""
         return cls(torch.cat([part.mean for part in parts]), torch.cat([part.var for part in parts]), parts[0].count)
 
 
@@ -65,7 +65,7 @@ def coefficients(norm: nn.Module, statistics: Statistics | None) -> tuple[Tensor
 
 @torch.no_grad()
 def update_running_statistics(norm: nn.Module, statistics: Statistics) -> None:
-    """What a training forward of ``norm`` does to its buffers."""
+    """Move the running statistics of ``norm`` towards those of a batch, as its training forward does."""
     norm.num_batches_tracked.add_(1)
     norm.running_mean.lerp_(statistics.mean.detach().to(norm.running_mean), norm.momentum)
     unbiased = statistics.var.detach() * (statistics.count / (statistics.count - 1))

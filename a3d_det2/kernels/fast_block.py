@@ -104,7 +104,7 @@ def dense_block(layers: Sequence[nn.Module], x: Tensor, thickness: Tensor | None
 
 
 class _NothingLearnt:
-    """Within it norms do not change their running statistics; may be entered several times, as each backward does."""
+    """Keeps norms from changing their running statistics while it is entered, which each backward does anew."""
 
     def __init__(self, norms: Sequence[nn.Module]):
         self.norms = [norm for norm in norms if getattr(norm, "track_running_stats", False) and norm.training]
@@ -281,7 +281,7 @@ class _Append(torch.autograd.Function):
 
 
 class _End(torch.autograd.Function):
-    """What follows may use the block as any tensor; its gradient becomes one that is ours to change."""
+    """Hands the block on as a tensor that anybody may use, and copies its gradient, which the layers then change."""
 
     @staticmethod
     def forward(ctx, seen: Tensor) -> Tensor:

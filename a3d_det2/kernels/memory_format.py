@@ -65,7 +65,7 @@ def rows_and_lanes(x: Tensor) -> tuple[bool, int, int]:
 
 
 def strides(x: Tensor, planes: bool) -> tuple[int, int, int]:
-    """From one sample, slice and row to the next."""
+    """The steps, in values, from one sample, slice and row to the next; see :func:`rows_and_lanes`."""
     if planes:
         return x.stride(0), x.stride(2), x.stride(1)
     return x.stride(0), x.stride(2), x.stride(4) if x.shape[4] > 1 else x.stride(3)

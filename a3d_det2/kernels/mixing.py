@@ -9,6 +9,7 @@ kernels are checked against; ``A3D_DET2_KERNELS=0`` in the environment asks for 
 float64 for a float64 input, and give the input's dtype.
 """
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -22,12 +23,11 @@ from . import cpu, triton
 from .memory_format import empty_beside, like, side_by_side
 
 _enabled = os.environ.get("A3D_DET2_KERNELS", "1") != "0"
-_missing: set[str] = set()  # devices whose missing kernel the log has named
 
 
 @contextmanager
 def plain_mixing() -> Iterator[None]:
-    """Within it everything is computed by plain PyTorch; for comparisons. For all threads."""
+    """Have everything within it computed by plain PyTorch, in all threads; to compare with."""
     global _enabled
     before, _enabled = _enabled, False
     try:
@@ -106,11 +106,15 @@ def kernel_for(x: Tensor) -> ModuleType | None:
     kernel = _kernel(x)
     reason = kernel.unavailable()
     if reason is not None:
-        if x.device.type not in _missing and not torch.compiler.is_compiling():
-            _missing.add(x.device.type)
-            logging.getLogger(__name__).warning(f"Mixing slices in plain PyTorch, which is slower: {reason}")
+        if not torch.compiler.is_compiling():
+            _log_missing(reason)
         return None
     return kernel if x.dtype in kernel.DTYPES and x.shape[2] <= kernel.MAX_SLICES else None
+
+
+@functools.cache
+def _log_missing(reason: str) -> None:
+    logging.getLogger(__name__).warning(f"Mixing slices in plain PyTorch, which is slower: {reason}")
 
 
 def _mix(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor:

@@ -138,7 +138,8 @@ def check_stem_weights(stem_weights: str) -> None:
 
 
 class _Forward:
-    """What a converted network has as its ``forward``; its convolutions' hooks share what it knows."""
+    """Takes the place of the forward of a converted network: slices into the batch, the 2D forward, and back. The hooks
+    of its convolutions are methods of it, as they need the batch size."""
 
     def __init__(self, module: nn.Module, num_slices: int):
         self.module = module

@@ -34,7 +34,7 @@ class FusedBackbone(FusedTrunk, Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_a3d_densenet_backbone(cfg, input_shape: ShapeSpec) -> SliceBackbone:
-    """See :func:`.build_squeezed_densenet`; all outputs."""
+    """Build DenseNet trunk and squeeze with all outputs, see :func:`.build_squeezed_densenet`."""
     return build_squeezed_densenet(cfg, squeezed=SliceBackbone)
 
 

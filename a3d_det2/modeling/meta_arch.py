@@ -24,7 +24,7 @@ class TakesSlices:
     """
 
     def forward(self, batched_inputs: list[dict], *args, **kwargs):
-        """As that of the architecture.
+        """Run the architecture's own forward, whose arguments and results these are.
 
         Raises:
             ValueError: see :func:`check_windowed` and :func:`thickness_of`.
@@ -33,7 +33,7 @@ class TakesSlices:
             return super().forward(batched_inputs, *args, **kwargs)
 
     def slice_scope(self, batched_inputs: list[dict]):
-        """For methods beside the forward that run the backbone; raises as :meth:`forward`."""
+        """The scope for a method that runs the backbone; opening it raises as :meth:`forward`."""
         for x in batched_inputs:
             check_windowed(x["image"])
         return slice_thickness(thickness_of(batched_inputs, self.device))
@@ -44,7 +44,7 @@ class LesionRCNN(TakesSlices, GeneralizedRCNN):
     """GeneralizedRCNN over slices; with VIS_PERIOD set it draws the key slice."""
 
     def inference(self, batched_inputs: list[dict], *args, **kwargs) -> list[dict] | list[Instances]:
-        """As ``GeneralizedRCNN.inference``; raises as the forward."""
+        """Run ``GeneralizedRCNN.inference``, whose arguments and results these are; raises as the forward."""
         with self.slice_scope(batched_inputs):
             return super().inference(batched_inputs, *args, **kwargs)
 
