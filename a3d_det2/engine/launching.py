@@ -19,7 +19,7 @@ from .trainer import Trainer
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """
     Args:
-        config_file: a path, or a name of the model zoo.
+        config_file: a path.
         opts: KEY VALUE ..., changes of the config.
 
     Returns:
@@ -27,7 +27,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """
     cfg = get_cfg()
     add_a3d_config(cfg)
-    cfg.merge_from_file(find_config_file(config_file))
+    cfg.merge_from_file(config_file)
     cfg.merge_from_list(opts)
     cfg.freeze()
     return cfg
@@ -70,6 +70,7 @@ def _train_and_leave(args) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line of ``train_net.py``, that of Detectron2's trainings."""
     args = default_argument_parser().parse_args(argv)
+    args.config_file = find_config_file(args.config_file)  # default_setup reads it as a file
     if load_config(args.config_file, args.opts).MODEL.DEVICE == "cpu":
         # Where there are GPUs, launch() would otherwise take NCCL and one GPU per process.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

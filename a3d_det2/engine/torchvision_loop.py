@@ -34,7 +34,7 @@ from .common import broadcast_buffers, inference_folder
 
 DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone
     "MODEL": {"DEVICE": "cuda"},
-    "INPUT": {"RANDOM_FLIP": "horizontal"},
+    "INPUT": {"FORMAT": "BGR", "RANDOM_FLIP": "horizontal"},
     "DATASETS": {"TRAIN": (), "TEST": ()},
     "DATALOADER": {"NUM_WORKERS": 4},
     "SOLVER": {
