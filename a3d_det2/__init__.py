@@ -23,12 +23,12 @@ imported when they are first used. Whoever takes one from it that needs Detectro
 
 from importlib import import_module
 
-from .optional import needs_detectron2
+from .optional import detectron2_problem, needs_detectron2
 
 __version__ = "0.2.0"
 
 _ROOMS = ("checkpoint", "config", "data", "engine", "evaluation", "kernels", "layers", "model_zoo", "modeling")
-_PURE = {"AffineTransform": "data.transforms", "add_a3d_config": "config"}
+_PURE = {"AffineTransform": "data.transforms", "add_a3d_config": "config", "datasets_root": "data.deeplesion"}
 _OF_DETECTRON2 = {
     "BestCheckpointer": "engine.hooks",
     "DeepLesionEvaluator": "evaluation.deeplesion_evaluation",
@@ -45,9 +45,10 @@ _OF_DETECTRON2 = {
     "build_a3d_densenet_fpn_backbone": "modeling.backbone",
     "build_a3d_densenet_fused_backbone": "modeling.backbone",
     "build_a3d_resnet_fpn_backbone": "modeling.backbone",
+    "register_all_deeplesion": "data.registration",
 }
 
-__all__ = [*_OF_DETECTRON2, *_PURE]
+__all__ = [*_PURE, *(() if detectron2_problem() else _OF_DETECTRON2)]
 
 
 def __getattr__(name: str):

@@ -23,18 +23,9 @@ def amp_dtype(cfg: CfgNode, device_type: str) -> torch.dtype:
 
 
 def clips_full_model(cfg: CfgNode) -> bool:
-    """Whether the norm of the gradients over all parameters is clipped; CLIP_TYPE "full_model" asks for it as well.
-
-    Raises:
-        ValueError: if FULL_MODEL is set and CLIP_TYPE asks for something else.
-    """
+    """Whether the norm of the gradients over all parameters is clipped; CLIP_TYPE "full_model" asks for it as well."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    if clip.ENABLED and clip.FULL_MODEL and clip.CLIP_TYPE not in ("norm", "full_model"):
-        raise ValueError(
-            "SOLVER.CLIP_GRADIENTS.FULL_MODEL clips a norm: expected CLIP_TYPE 'norm', or FULL_MODEL False. Got "
-            f"{clip.CLIP_TYPE!r}!"
-        )
-    return clip.ENABLED and (clip.FULL_MODEL or clip.CLIP_TYPE == "full_model")
+    return clip.ENABLED and (clip.CLIP_TYPE == "full_model" or (clip.CLIP_TYPE == "norm" and clip.FULL_MODEL))
 
 
 def loader_timeout(cfg: CfgNode) -> float:
@@ -76,8 +67,8 @@ def add_a3d_config(cfg: CfgNode) -> None:
     # Let torch.compile compile the DenseNet trunk, which takes minutes at the first images and, for new sizes, again.
     _C.MODEL.A3D.COMPILE = False
 
-    # With SOLVER.CLIP_GRADIENTS.ENABLED: clip the norm over all parameters at CLIP_VALUE, as published, instead of that
-    # of each parameter by itself. Detectron2's own trainers do not know this key and clip each parameter.
+    # With SOLVER.CLIP_GRADIENTS.ENABLED and CLIP_TYPE "norm": clip the norm over all parameters at CLIP_VALUE, as
+    # published, instead of that of each parameter by itself, which is what Detectron2's own trainers do.
     _C.SOLVER.CLIP_GRADIENTS.FULL_MODEL = False
     # With SOLVER.AMP.ENABLED: "float16", "bfloat16", which needs no scaling of the loss, or "" for torch's default,
     # float16 on CUDA and bfloat16 on the CPU.

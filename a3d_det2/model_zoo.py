@@ -30,8 +30,17 @@ def get_config_file(name: str) -> str:
 
 
 def find_config_file(path_or_name: str) -> str:
-    """A file as it is, and otherwise the config of that name, see :func:`get_config_file`."""
-    return path_or_name if Path(path_or_name).is_file() else get_config_file(path_or_name)
+    """Find a config: a file as it is, and otherwise the one of that name, see :func:`get_config_file`.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    if Path(path_or_name).is_file():
+        return path_or_name
+    try:
+        return get_config_file(path_or_name)
+    except ValueError as error:
+        raise FileNotFoundError(f"There is no file {path_or_name!r}, nor a config of that name. {error}") from None
 
 
 def get_config(name: str, trained: bool = False):

@@ -29,6 +29,6 @@ def needs_detectron2(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # a torchvision of another torch, for one, raises a RuntimeError
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # of a torchvision of another torch, for one
         problem = detectron2_problem() or f"it, or what it needs, cannot be imported ({type(error).__name__}: {error})"
         raise ImportError(f"{what} needs Detectron2: {problem}.") from error

@@ -19,10 +19,9 @@ class ImageNetBackbone(Format):
     may_leave_out = re.compile(r"((stem\.)?fc|fc1000|linear)\.|stem\.conv1\.bias$")
 
     def matches(self, model, checkpoint):
-        return checkpoint.get("matching_heuristics", False)
+        return checkpoint.get("matching_heuristics", False) and not FORMATS[0].matches(model, checkpoint)
 
     def convert(self, model, checkpoint, stem_weights):
-        checkpoint.pop("matching_heuristics")  # or the base class compares once more
         shapes = model.state_dict()  # that the model would have in 2D
         for name, conv in model.named_modules():
             if isinstance(conv, FusionConv):

@@ -15,7 +15,7 @@ from .formats import FORMATS, NOTHING, Format
 class StrictCheckpointer(Checkpointer):
     """fvcore's checkpointer that also
 
-    1. loads weights of other models, from a file or URL, see :mod:`.formats`; the log names what is not taken over,
+    1. loads weights of other models, from a file or URL, see :mod:`.formats`; the log names what they lack,
     2. raises when weights do not fit, instead of logging it,
     3. raises when a training is to be resumed from a checkpoint without its optimizer or the like,
     4. puts each file under its name only when it is complete.
@@ -76,6 +76,7 @@ class StrictCheckpointer(Checkpointer):
         for kind in self.formats:
             if kind.matches(self.model, checkpoint):
                 checkpoint["model"] = kind.convert(self.model, checkpoint, self._stem_weights)
+                checkpoint.pop("matching_heuristics", None)  # or Detectron2 would match names once more
                 return self._check(super()._load_model(checkpoint), kind.may_lack, kind.may_leave_out)
         return self._check(super()._load_model(checkpoint), NOTHING, NOTHING)
 

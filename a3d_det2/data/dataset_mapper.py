@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 
 from .augmentation import RandomAffine, RandomHUJitter, ResizeIfNeeded
 from .sample import Sample, SampleLoader, sample_options
+from .workers import turn_off_opencv_threads
 
 
 class DeepLesionMapper:
@@ -35,6 +36,7 @@ class DeepLesionMapper:
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
+        turn_off_opencv_threads()  # whoever gives the mapper to a data loader will fork workers
         augmentations = [
             ResizeIfNeeded(augmentation) if isinstance(augmentation, T.ResizeShortestEdge) else augmentation
             for augmentation in utils.build_augmentation(cfg, is_train)

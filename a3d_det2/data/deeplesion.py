@@ -6,6 +6,7 @@ Reading needs no Detectron2 and opens no image.
 import logging
 import math
 import os
+from importlib import import_module
 
 from .dl_info import SPLITS, read_rows
 from .mask_file import MASK_FILE, read_masks
@@ -119,3 +120,9 @@ def load_named(name: str) -> list[dict]:
     if name not in splits:
         raise ValueError(f"Unknown dataset {name!r}. Choose one of {', '.join(splits)}.")
     return load_with_masks(*splits[name])
+
+
+def __getattr__(name: str):
+    if name in ("register_deeplesion", "register_all_deeplesion"):  # of the module that needs Detectron2
+        return getattr(import_module(f"{__package__}.registration"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -118,6 +118,7 @@ def augment(
 
 def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0) -> LesionDataset:
     """Build the :class:`LesionDataset` of a config."""
+    turn_off_opencv_threads()  # whoever gives the dataset to a data loader will fork workers
     how, affine, jitter = cfg.INPUT, cfg.INPUT.AFFINE, cfg.INPUT.HU_JITTER
     change = partial(augment, min_sizes=[how.MIN_SIZE_TEST], max_size=how.MAX_SIZE_TEST)
     if is_train:
@@ -137,7 +138,6 @@ def build_loader(cfg, records: list[dict], items: Sequence[int], batch_size: int
         batch_size: items in a batch, which is a list of them.
         options: ``is_train`` and ``seed``, see :func:`build_lesion_dataset`.
     """
-    turn_off_opencv_threads()
     dataset = build_lesion_dataset(cfg, records, **options)
     how = {"num_workers": cfg.DATALOADER.NUM_WORKERS, "timeout": loader_timeout(cfg), "collate_fn": list}
     return DataLoader(dataset, batch_size, sampler=items, **how)

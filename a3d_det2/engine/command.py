@@ -22,5 +22,5 @@ def main(argv: list[str] | None = None) -> None:
     problem = detectron2_problem()
     engine = args.engine or ("torchvision" if problem else "detectron2")
     why = "asked for" if args.engine else f"Detectron2: {problem}" if problem else "Detectron2 is installed"
-    print(f"Engine: {engine} ({why})", flush=True)
+    print(f"Engine: {engine} ({why}); --engine chooses {' or '.join(ENGINES)}", flush=True)
     import_module(f".{ENGINES[engine]}", __package__).main(others)

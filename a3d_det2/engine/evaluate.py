@@ -1,4 +1,4 @@
-"""``a3d-evaluate``: score detections against a ground truth.
+"""Score detections against a ground truth, as tools/evaluate.py and the command a3d-evaluate do.
 
 Prints FROC by stratum with confidence intervals, AP50 and the quality of masks, and writes a report.
 

@@ -69,8 +69,12 @@ def _train_and_leave(args) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line of ``train_net.py``, that of Detectron2's trainings."""
-    args = default_argument_parser().parse_args(argv)
-    args.config_file = find_config_file(args.config_file)  # default_setup reads it as a file
+    parser = default_argument_parser()
+    args = parser.parse_args(argv)
+    try:
+        args.config_file = find_config_file(args.config_file)  # default_setup reads it as a file
+    except FileNotFoundError as error:
+        parser.error(f"--config-file: {error}")
     if load_config(args.config_file, args.opts).MODEL.DEVICE == "cpu":
         # Where there are GPUs, launch() would otherwise take NCCL and one GPU per process.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

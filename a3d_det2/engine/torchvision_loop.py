@@ -60,7 +60,7 @@ def world_size() -> int:
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """
     Args:
-        config_file: a path, or a name of the model zoo.
+        config_file: a path.
         opts: KEY VALUE ..., changes of the config.
 
     Returns:
@@ -71,7 +71,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     cfg.set_new_allowed(True)
     cfg.merge_from_file(get_config_file("Base-DeepLesion.yaml"))
     cfg.set_new_allowed(False)
-    cfg.merge_from_file(find_config_file(config_file))
+    cfg.merge_from_file(config_file)
     cfg.merge_from_list(opts)
     cfg.freeze()
     return cfg
@@ -187,7 +187,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS alone")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, changes of the config")
     args = parser.parse_args(argv)
-    cfg = load_config(args.config_file, args.opts)
+    try:
+        cfg = load_config(find_config_file(args.config_file), args.opts)
+    except FileNotFoundError as error:
+        parser.error(f"--config-file: {error}")
     device, seed = torch.device(cfg.MODEL.DEVICE), [cfg.SEED if cfg.SEED >= 0 else random.getrandbits(31)]
     if device.type == "cuda":
         torch.cuda.set_device(int(os.getenv("LOCAL_RANK", device.index or 0)))

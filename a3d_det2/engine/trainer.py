@@ -7,6 +7,7 @@ from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, Trainer
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
 
+from .. import registration  # noqa: F401 - a process that is given a config has to know what it names
 from ..checkpoint.detectron2 import LesionCheckpointer
 from ..config import amp_dtype, clips_full_model
 from ..data.loaders import build_lesion_test_loader, build_lesion_train_loader

@@ -41,7 +41,9 @@ def convert_to_3d(
 
     Kernels keep their ``requires_grad``; what the operators add is always trained. A convolution that the first forward
     does not call is named in a warning. Where the network checkpoints activations within itself and an operator uses
-    the thickness, the backward of each forward must come before the next forward with another thickness.
+    the thickness, the backward of each forward must come before the next forward with another thickness, and once.
+    Hooks of the network itself see (N, C, D, H, W). ``DataParallel`` is an error, and a shallow copy of the network
+    runs the weights of the original; deep copies, pickles and DistributedDataParallel work.
 
     Args:
         module: a network whose convolutions are ``nn.Conv2d`` and called as modules; it is left as it is.
@@ -110,7 +112,8 @@ def convert_to_3d(
         raise ValueError(f"Cannot convert {type(module).__name__}: there is no nn.Conv2d in it.")
     check_not_held_elsewhere(module, exchanged)
     forward.uncalled = set(exchanged.values())
-    module.forward = forward
+    module.forward = forward.run
+    module._replicate_for_data_parallel = forward.refuse_replicas
     return module
 
 
@@ -150,9 +153,9 @@ class _Forward:
         # A checkpointed part of the network is run once more in the backward, outside of all scopes: with which
         # thickness, and whether the forwards since then leave a doubt about that.
         self._trained: Tensor | None = None
-        self._ambiguous = self._recomputed = False
+        self._ambiguous = self._recomputed = self._running = False
 
-    def __call__(self, x: Tensor, thickness: Tensor | None = None):
+    def run(self, x: Tensor, thickness: Tensor | None = None):
         name = type(self.module).__name__
         if x.dim() != 5 or x.shape[2] != self.num_slices:
             raise ValueError(
@@ -162,8 +165,12 @@ class _Forward:
         self.batch_size = len(x)
         with slice_thickness(thickness):
             self._remember(current_thickness())
-            images = fold_slices(x)
-            output = self.original(images) if self.original else type(self.module).forward(self.module, images)
+            around, self._running = self._running, True
+            try:
+                images = fold_slices(x)
+                output = self.original(images) if self.original else type(self.module).forward(self.module, images)
+            finally:
+                self._running = around
         if not torch.compiler.is_compiling():
             if self.uncalled:
                 names = ", ".join(name for name, conv in self.module.named_modules() if conv in self.uncalled)
@@ -210,8 +217,8 @@ class _Forward:
         return unfold_slices(x, self.num_slices), self._recomputed_thickness()
 
     def _recomputed_thickness(self) -> Tensor | None:
-        """None in a forward, where the scope has it."""
-        if self._trained is None or torch._C._current_graph_task_id() == -1:
+        """None in a forward, also one within a backward: the scope has it."""
+        if self._trained is None or self._running or torch._C._current_graph_task_id() == -1:
             return None
         if self._ambiguous:
             raise RuntimeError(
@@ -220,6 +227,12 @@ class _Forward:
             )
         self._recomputed = True
         return self._trained
+
+    def refuse_replicas(self):
+        raise NotImplementedError(
+            f"The converted {type(self.module).__name__} cannot be replicated by DataParallel: expected "
+            "DistributedDataParallel, with a process for each GPU."
+        )
 
     def fold(self, conv: FusionConv, args: tuple, y: Tensor) -> Tensor:
         return fold_slices(y)

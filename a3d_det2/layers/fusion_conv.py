@@ -85,7 +85,7 @@ class FusionConv(nn.Conv2d):
             batch_size: N.
 
         Returns:
-            (D, D, C_in), or (N, D, D, C_in), as :func:`~a3d_det2.layers.mixing.mix_slices` takes it.
+            (D, D, C_in), or (N, D, D, C_in), as :func:`~a3d_det2.kernels.mixing.mix_slices` takes it.
         """
         return None
 

@@ -64,7 +64,7 @@ def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     Returns:
         Detectron2's FPN over Detectron2's ResNet (MODEL.RESNETS) with its convolutions exchanged; the stem stays
         slice-wise. The outputs are "p2", "p3", ..., as of ``build_resnet_fpn_backbone``, and a checkpoint of a 2D model
-        with that backbone loads into it (see :func:`convert_detectron2_2d`).
+        with that backbone loads into it (see :class:`~a3d_det2.checkpoint.formats.Detectron2Model`).
     """
     num_slices = checked_num_slices(cfg)
     resnet = build_resnet_backbone(cfg, input_shape)

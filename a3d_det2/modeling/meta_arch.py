@@ -20,7 +20,8 @@ class TakesSlices:
     """Makes a meta-architecture of Detectron2 one over slices: its forward runs within the scope of their thickness.
 
     An input has "image" (D, H, W), windowed, and where the operator needs it "thickness", in mm, a number or a tensor
-    that holds one. All else, also what comes out, is that of the architecture.
+    that holds one. All else, also what comes out, is that of the architecture. Where another method than the forward
+    runs the backbone, as ``inference`` of a :class:`LesionRCNN`, it has to open :meth:`slice_scope` itself.
     """
 
     def forward(self, batched_inputs: list[dict], *args, **kwargs):

@@ -33,7 +33,8 @@ def test_the_engine_is_detectron2_where_it_is_installed(monkeypatch, capsys):
     monkeypatch.setattr(command, "detectron2_problem", lambda: "it is not installed")
     command.main(["--config-file", "a.yaml", "SEED", "1"])
     assert called == [["--config-file", "a.yaml", "SEED", "1"]]
-    assert capsys.readouterr().out == "Engine: torchvision (Detectron2: it is not installed)\n"
+    why = "Detectron2: it is not installed"
+    assert capsys.readouterr().out == f"Engine: torchvision ({why}); --engine chooses detectron2 or torchvision\n"
 
 
 @pytest.mark.parametrize("engine", ["launching", "torchvision_loop"])

@@ -114,6 +114,38 @@ def test_a_checkpointed_network_opens_the_scope_itself():
     assert conv.weight.grad is not None
 
 
+def test_a_forward_within_a_backward_has_its_own_thickness():
+    converted, seen = convert_to_3d(nn.Sequential(nn.Conv2d(8, 4, 3)), "alignshift", 3), []
+    y = converted(stack(), THIN)
+    y.register_hook(lambda grad: seen.append(converted(stack(), THICK).detach()))
+    y.sum().backward()
+    assert torch.equal(seen[0], converted(stack(), THICK))
+
+
+def test_checkpointing_around_a_converted_network():
+    converted = convert_to_3d(nn.Sequential(nn.Conv2d(8, 4, 3)), "alignshift", 3)
+    gradients = []
+    for run in (lambda *args: checkpoint(converted, *args, use_reentrant=False), converted):
+        converted.zero_grad()
+        (run(stack(), THIN) + 2 * run(stack(), THICK)).square().sum().backward()
+        gradients.append(converted[0].weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_converted_network_is_exported(strict):
+    converted = convert_to_3d(nn.Sequential(nn.Conv2d(8, 4, 3)), "alignshift", 3).eval()
+    exported = torch.export.export(converted, (stack(), THIN), strict=strict).module()
+    for thickness in (THIN, THICK):
+        torch.testing.assert_close(exported(stack(), thickness), converted(stack(), thickness))
+
+
+def test_a_converted_network_cannot_be_replicated():
+    converted = convert_to_3d(nn.Sequential(nn.Conv2d(8, 4, 3)), "alignshift", 3)
+    with pytest.raises(NotImplementedError, match="converted Sequential cannot be replicated by DataParallel"):
+        converted._replicate_for_data_parallel()
+
+
 class Scoped(nn.Module):
     def __init__(self, op: str, **options):
         super().__init__()
