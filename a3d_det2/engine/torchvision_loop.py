@@ -9,6 +9,7 @@ import logging
 import os
 import random
 from bisect import bisect_right
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -127,6 +128,11 @@ def evaluate(cfg: CfgNode, model: torch.nn.Module, device: torch.device) -> dict
     return metrics
 
 
+def write_scalars(writer: SummaryWriter | None, step: int, scalars: dict[str, float]) -> None:
+    for name, value in scalars.items() if writer else ():
+        writer.add_scalar(name, value, step)
+
+
 def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpointer, resume: bool, seed: int) -> None:
     solver, clip, batch_size = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.IMS_PER_BATCH
     world = world_size()
@@ -144,39 +150,35 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
     records = [record for name in cfg.DATASETS.TRAIN for record in load_named(name)]
     share = range(start * batch_size + rank(), solver.MAX_ITER * batch_size, world)
     loader = build_loader(cfg, records, share, batch_size // world, is_train=True, seed=seed)
-    writer = SummaryWriter(cfg.OUTPUT_DIR, purge_step=start + 1) if rank() == 0 else None
-
-    def write(step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items() if writer else ():
-            writer.add_scalar(name, value, step)
-
     model.train()
-    progress = tqdm(loader, "training", initial=start, total=solver.MAX_ITER, disable=rank() > 0)
-    for done, batch in enumerate(progress, start + 1):
-        # A resumed training draws the same regions.
-        torch.manual_seed(int(np.random.SeedSequence([seed, done, rank()]).generate_state(1)[0]))
-        optimizer.param_groups[0]["lr"] = learning_rate(solver, done - 1)
-        with torch.autocast(device.type, dtype, solver.AMP.ENABLED):
-            losses = forward(parallel, batch, device)
-            loss = sum(losses.values())
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"The loss is {loss} in iteration {done}: {losses}")
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        if clips_full_model(cfg):
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip.CLIP_VALUE)
-        scaler.step(optimizer)
-        scaler.update()
-        if done % 20 == 0:
-            write(done, {**losses, "total_loss": loss, "lr": optimizer.param_groups[0]["lr"]})
-            progress.set_postfix_str(f"loss: {loss:.3f}")
-        last = done == solver.MAX_ITER
-        if last or done % solver.CHECKPOINT_PERIOD == 0:
-            checkpointer.save("model_final" if last else f"model_{done - 1:07d}", iteration=done - 1, seed=seed)
-        if not last and cfg.TEST.EVAL_PERIOD and done % cfg.TEST.EVAL_PERIOD == 0:
-            write(done, evaluate(cfg, model, device))
-    write(solver.MAX_ITER, evaluate(cfg, model, device))  # also of a training that had ended before
+    # Closed also after an error, since its thread ends with the process and takes what it has not written with it.
+    with SummaryWriter(cfg.OUTPUT_DIR, purge_step=start + 1) if rank() == 0 else nullcontext() as writer:
+        progress = tqdm(loader, "training", initial=start, total=solver.MAX_ITER, disable=rank() > 0)
+        for done, batch in enumerate(progress, start + 1):
+            # A resumed training draws the same regions.
+            torch.manual_seed(int(np.random.SeedSequence([seed, done, rank()]).generate_state(1)[0]))
+            optimizer.param_groups[0]["lr"] = learning_rate(solver, done - 1)
+            with torch.autocast(device.type, dtype, solver.AMP.ENABLED):
+                losses = forward(parallel, batch, device)
+                loss = sum(losses.values())
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"The loss is {loss} in iteration {done}: {losses}")
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            if clips_full_model(cfg):
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip.CLIP_VALUE)
+            scaler.step(optimizer)
+            scaler.update()
+            if done % 20 == 0:
+                write_scalars(writer, done, {**losses, "total_loss": loss, "lr": optimizer.param_groups[0]["lr"]})
+                progress.set_postfix_str(f"loss: {loss:.3f}")
+            last = done == solver.MAX_ITER
+            if last or done % solver.CHECKPOINT_PERIOD == 0:
+                checkpointer.save("model_final" if last else f"model_{done - 1:07d}", iteration=done - 1, seed=seed)
+            if not last and cfg.TEST.EVAL_PERIOD and done % cfg.TEST.EVAL_PERIOD == 0:
+                write_scalars(writer, done, evaluate(cfg, model, device))
+        write_scalars(writer, solver.MAX_ITER, evaluate(cfg, model, device))  # also of a training that had ended before
 
 
 def main(argv: list[str] | None = None) -> None:
