@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 
 from .dl_info import XYXY_ABS
+from .segmentation import decode_mask
 
 
 def to_coco(records: list[dict], image_root: str) -> dict:
@@ -59,10 +60,8 @@ def _annotation(lesion: dict, spacing: tuple[float, float]) -> dict:
         "lesion_type": lesion["lesion_type"],
     }
     if "segmentation" in lesion:
-        from pycocotools import mask
-
-        annotation["segmentation"] = lesion["segmentation"]
-        annotation["area"] = int(mask.area(lesion["segmentation"]))
+        annotation["segmentation"] = mask = lesion["segmentation"]
+        annotation["area"] = int(decode_mask(mask, *mask["size"]).sum())
     return annotation
 
 

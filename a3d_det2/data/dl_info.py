@@ -32,7 +32,7 @@ def read_rows(csv_path: str) -> Iterator["Row"]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column is missing or the file is not UTF-8.
+        ValueError: if a column is missing or the file is no CSV file in UTF-8.
     """
     with open(csv_path, newline="", encoding="utf-8-sig") as f:
         try:
@@ -42,8 +42,8 @@ def read_rows(csv_path: str) -> Iterator["Row"]:
                 raise ValueError(f"{csv_path}: expected the columns of DL_info.csv; {', '.join(missing)} missing.")
             for index, row in enumerate(rows):
                 yield Row(csv_path, rows.line_num, index, row)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{csv_path}: expected a CSV file in UTF-8, got other bytes ({error}).") from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{csv_path}: expected a CSV file in UTF-8, got something else ({error}).") from error
 
 
 class Row:

@@ -14,20 +14,11 @@ it; ``size`` (height, width) and ``counts`` are COCO's compressed run-length enc
 import json
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..files import replacing
 from .dl_info import Row
+from .segmentation import encode_mask  # noqa: F401 - where it was in version 0.1.0
 
 MASK_FILE = "weak_masks.json"
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """Turn a mask, (H, W) bool, into COCO's run-length encoding, as text."""
-    from pycocotools import mask as coco_mask
-
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(length) for length in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def write_masks(path: str, masks: list[dict]) -> None:
@@ -85,7 +76,7 @@ def read_masks(path: str) -> Masks:
             if mask["source"] != "none":
                 mask["size"], mask["counts"]
             mask["image_id"], mask["bbox"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected weak masks as datasets/prepare_deeplesion.py writes them, got a damaged file "
             f"({type(error).__name__}: {error}). Run it again, or remove the file."

@@ -93,7 +93,7 @@ class PackedSeries:
         with open(path, "rb"):  # raises what Blosc2 does not say of a file that it may not read
             pass
         try:
-            self._array = blosc2.open(path, mode="r", dparams=blosc2.DParams(nthreads=1))
+            self._array = blosc2.open(path, mode="r", deserialize="safe", dparams=blosc2.DParams(nthreads=1))
             self.numbers: list[int] = list(self._array.schunk.vlmeta["numbers"])
             series = self._array.schunk.vlmeta["series"]
             self._checksums: list[int] = self._array.schunk.vlmeta["crc32"]
@@ -148,12 +148,13 @@ def _series_name(path: str) -> str:
 
 
 def import_blosc2():
-    """Import Blosc2; the ImportError says what to install."""
+    """Import Blosc2; the ImportError says what to install. Versions before 4.14.1 run code that a file holds."""
     try:
         import blosc2
+        from blosc2 import UnsafeDeserializationError  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"{PACKED_DIR} is read and written by Blosc2, which is not installed: pip install blosc2. Without the "
-            "folder the PNG files are read."
+            f"{PACKED_DIR} is read and written by Blosc2 from version 4.14.1 on, which is not installed ({error}): "
+            "pip install 'blosc2>=4.14.1', which needs Python 3.11. Without the folder the PNG files are read."
         ) from error
     return blosc2

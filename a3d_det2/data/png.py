@@ -26,7 +26,7 @@ def read_png(path: str) -> np.ndarray:
         UnreadableSlice: if it is not a complete PNG.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:  # other formats run programs, as EPS does
             image.load()
             mode, stored = image.mode, np.asarray(image)
     except FileNotFoundError:

@@ -11,6 +11,7 @@ from fvcore.transforms.transform import Transform
 from .once import LogOnce
 from .png import UnreadableSlice
 from .recist import is_recist_box, transform_recist_box
+from .segmentation import check_polygons, decode_mask, draw_polygons
 from .slices import load_slice_stack, window_hu
 from .weak_masks import recist_ellipse
 
@@ -142,7 +143,10 @@ class SampleLoader:
             box = self._box(annotation, transform, original_size, image_size)
             if min(box[2:] - box[:2]) <= SMALLEST_SIDE:
                 continue
-            mask = self._mask(annotation, transform, record["file_name"], original_size, image_size)
+            try:
+                mask = self._mask(annotation, transform, original_size, image_size)
+            except ValueError as error:
+                raise ValueError(f"{record['file_name']}: {error}.") from error
             if isinstance(mask, np.ndarray) and not mask.any():
                 continue
             boxes.append(box)
@@ -162,38 +166,31 @@ class SampleLoader:
         return np.clip(moved - 0.5, 0, np.array([*image_size[::-1]] * 2) - 1).astype(np.float32)
 
     def _mask(
-        self, annotation: dict, transform: Transform, file_name: str, original_size: Size, image_size: Size
+        self, annotation: dict, transform: Transform, original_size: Size, image_size: Size
     ) -> np.ndarray | list[np.ndarray] | None:
         if not self.use_instance_mask:
             return None
-        from pycocotools import mask as coco_mask
-
         mask = annotation.get("segmentation")
         if isinstance(mask, dict):
             if self.mask_format == "polygon":
                 raise ValueError(
-                    f"{file_name}: its masks are run-length encoded; set INPUT.MASK_FORMAT to 'bitmask'. "
-                    "Got 'polygon' instead!"
+                    "its masks are run-length encoded: expected INPUT.MASK_FORMAT 'bitmask', got 'polygon'"
                 )
-            if tuple(mask["size"]) != original_size:
-                size = tuple(mask["size"])
-                raise ValueError(f"{file_name}: expected masks of its size {original_size}, got one of {size}.")
-            return transform.apply_segmentation(coco_mask.decode(mask)).astype(bool)
+            return transform.apply_segmentation(decode_mask(mask, *original_size).astype(np.uint8)).astype(bool)
         if mask == []:
             return np.zeros(image_size, dtype=bool)
         if mask is None:
-            mask = [self._outline(annotation, file_name)]
+            mask = [self._outline(annotation).ravel()]
+        check_polygons(mask)
         polygons = transform.apply_polygons([np.array(p, dtype=np.float64).reshape(-1, 2) for p in mask])
         polygons = [polygon.ravel() for polygon in polygons]
-        if self.mask_format == "polygon":
-            return polygons
-        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *image_size))).astype(bool)
+        return polygons if self.mask_format == "polygon" else draw_polygons(polygons, *image_size)
 
-    def _outline(self, annotation: dict, file_name: str) -> np.ndarray:
+    def _outline(self, annotation: dict) -> np.ndarray:
         if "recist" not in annotation:
             raise ValueError(
-                f"{file_name}: MODEL.MASK_ON needs a 'segmentation' or 'recist' in every annotation. Got one with only "
-                f"{', '.join(annotation)}."
+                "MODEL.MASK_ON needs a 'segmentation' or 'recist' in every annotation. Got one with only "
+                f"{', '.join(annotation)}"
             )
         # The points name pixels as boxes do; masks have no such shift to undo.
         return recist_ellipse(annotation["recist"]) + 0.5

@@ -26,7 +26,7 @@ class SplitFile:
         self._path = path
         # Column of the csv -> value that is chosen -> the lines that say so.
         self._lines: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-        with open(path, encoding="utf-8-sig") as f:
+        with open(path, encoding="utf-8-sig", errors="replace") as f:  # a strange line is an error below
             for number, line in enumerate(f, 1):
                 if text := line.partition("#")[0].strip():
                     column, values = self._parse(text, number)

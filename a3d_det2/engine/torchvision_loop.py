@@ -26,7 +26,7 @@ from ..checkpoint.strict import StrictCheckpointer
 from ..config import add_a3d_config, amp_dtype, clips_full_model
 from ..data.deeplesion import load_named
 from ..data.dl_info import LESION_TYPES
-from ..data.mask_file import encode_mask
+from ..data.segmentation import encode_mask
 from ..data.torch_dataset import build_loader
 from ..evaluation.evaluation_files import evaluate_results
 from ..model_zoo import find_config_file, get_config_file

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from ..data.segmentation import decode_mask
 from .detection_reader import Detections
 from .matching import Matches
 from .strata import long_diameter
@@ -48,7 +48,7 @@ def mask_quality(images: list[dict], matches: Matches, detections: Detections) -
         mask = _decode(predicted, image, "predicted mask")
         dice = np.nan
         if lesion.get("segmentation"):
-            truth = _decode(_encode(lesion["segmentation"], image), image, "annotated mask")
+            truth = _decode(lesion["segmentation"], image, "annotated mask")
             dice = 2 * np.count_nonzero(mask & truth) / max(mask.sum() + truth.sum(), 1)
         annotated = long_diameter(image, lesion)
         measured = np.nan if np.isnan(annotated) else mask_diameter(mask, image["spacing"])
@@ -74,38 +74,9 @@ def mask_diameter(mask: np.ndarray, spacing: tuple[float, float]) -> float:
     return float(np.linalg.norm(corners[:, None] - corners[None], axis=-1).max())
 
 
-def _encode(segmentation: dict | list, image: dict) -> dict:
-    """Polygons or either kind of RLE -> compressed RLE."""
-    if isinstance(segmentation, dict) and not isinstance(segmentation.get("counts"), list):
-        return segmentation
+def _decode(segmentation: dict | list, image: dict, what: str) -> np.ndarray:
+    """:func:`.decode_mask`, with errors that name the image and ``what`` the mask is."""
     try:
-        encoded = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
-    except Exception as error:  # pycocotools raises nothing more special
-        raise ValueError(
-            f"{image['image_id']}: expected an annotated mask as polygons or run-length encoding, got another "
-            f"segmentation ({error})."
-        ) from error
-    return coco_mask.merge(encoded) if isinstance(encoded, list) else encoded
-
-
-def _decode(rle: dict, image: dict, what: str) -> np.ndarray:
-    """Compressed RLE -> (H, W) bool; ``what`` names it in errors."""
-    size = [image["height"], image["width"]]
-    if not isinstance(rle.get("size"), (list, tuple)) or list(rle["size"]) != size:
-        raise ValueError(
-            f"{image['image_id']}: expected {what}s of the image's size {size[0]} x {size[1]}, got one of "
-            f"{rle.get('size')}."
-        )
-    counts = rle.get("counts")
-    try:
-        mask = coco_mask.decode(rle)
-        again = coco_mask.encode(np.asfortranarray(mask))["counts"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{image['image_id']}: its {what} cannot be decoded ({error}).") from error
-    # Runs that do not add up to the image are decoded without a complaint, but are then others.
-    if (counts.encode() if isinstance(counts, str) else counts) != again:
-        raise ValueError(
-            f"{image['image_id']}: expected {what}s whose runs cover the image, as pycocotools writes them; got a "
-            "damaged one."
-        )
-    return mask.astype(bool)
+        return decode_mask(segmentation, image["height"], image["width"])
+    except ValueError as error:
+        raise ValueError(f"{image['image_id']}, {what}: {error}.") from error

@@ -138,13 +138,13 @@ def test_a_lesion_without_a_mask_gets_the_outline_of_its_recist_axes(record, mas
 
 def test_rle_as_polygons(record):
     record["annotations"][0]["segmentation"] = {"size": [SIZE, SIZE], "counts": "0"}
-    with pytest.raises(ValueError, match=r"010.png: its masks are run-length encoded; set INPUT.MASK_FORMAT to 'bitm"):
+    with pytest.raises(ValueError, match="010.png: its masks are run-length encoded: expected INPUT.MASK_F"):
         mapper(use_instance_mask=True, mask_format="polygon")(record)
 
 
 def test_a_mask_of_another_size(record):
     record["annotations"][0]["segmentation"] = pycocotools.mask.encode(np.zeros((8, 9), np.uint8, order="F"))
-    with pytest.raises(ValueError, match=r"010.png: expected masks of its size \(40, 40\), got one of \(8, 9\)"):
+    with pytest.raises(ValueError, match=r"010.png: expected a mask of the image's size 40 x 40, got one of \[8, 9\]"):
         mapper(use_instance_mask=True)(record)
 
 

@@ -129,6 +129,10 @@ def test_encodings(write_csv):
         f.write(content.replace(b",F,", b",\xe9,"))
     with pytest.raises(ValueError, match="DL_info.csv: expected a CSV file in UTF-8"):
         load_deeplesion(path, "", "test")
+    with open(path, "wb") as f:
+        f.write(content.replace(b",F,", b"," + b"F" * 200_000 + b","))
+    with pytest.raises(ValueError, match="DL_info.csv: expected a CSV file in UTF-8, .*larger than field limit"):
+        load_deeplesion(path, "", "test")
 
 
 def test_unknown_split(write_csv):

@@ -55,7 +55,14 @@ def test_a_truncated_file_is_found_wherever_it_ends(entry, tmp_path):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="weak_masks.json: expected weak masks as .* got a damaged file"):
             read_masks(str(path))
-    for text in ("[]", "{}", '{"masks": [{"row": 0}]}', '{"masks": 3}', '{"masks": [{"row": 0, "source": "grabcut"}]}'):
+    for text in (
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"masks": [{"row": 0}]}',
+        '{"masks": 3}',
+        '{"masks": [{"row": 0, "source": "grabcut"}]}',
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match="damaged file"):
             read_masks(str(path))

@@ -1,3 +1,5 @@
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ blosc2 = pytest.importorskip("blosc2")
 
 import a3d_det2.data.slices
 from a3d_det2.data import load_slice_stack
-from a3d_det2.data.packed import PackedSeries, packed_path, write_packed
+from a3d_det2.data.packed import PackedSeries, import_blosc2, packed_path, write_packed
 from a3d_det2.data.png import UnreadableSlice
 from a3d_det2.data.series import PngSeries, open_series
 
@@ -140,3 +142,28 @@ def test_other_files(tmp_path):
             PackedSeries(str(tmp_path / name))
     with pytest.raises(FileNotFoundError):
         PackedSeries(str(tmp_path / "none.b2nd"))
+
+
+HARMFUL = """
+def harmful(inputs, output, offset, created=open("created", "w")):
+    output[:] = inputs[0]
+"""
+
+
+def test_a_file_that_holds_code_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "harmful_function.py").write_text(HARMFUL)
+    harmful = importlib.import_module("harmful_function").harmful
+    zeros = blosc2.asarray(np.zeros((2, 4, 4), np.uint16), urlpath="zeros.b2nd", mode="w")
+    blosc2.lazyudf(harmful, (zeros,), dtype=np.uint16).save(urlpath="000001_02_03.b2nd", mode="w")
+    (tmp_path / "created").unlink()
+    with pytest.raises(UnreadableSlice, match=r"000001_02_03.b2nd: expected a packed series, .* active serialized"):
+        PackedSeries(str(tmp_path / "000001_02_03.b2nd"))
+    assert not (tmp_path / "created").exists()
+
+
+def test_a_blosc2_that_runs_code_is_refused(monkeypatch):
+    monkeypatch.delattr(blosc2, "UnsafeDeserializationError")
+    with pytest.raises(ImportError, match=r"from version 4.14.1 on, which is not installed .*'blosc2>=4.14.1'"):
+        import_blosc2()

@@ -198,6 +198,12 @@ def test_truncated_png(ramp, tmp_path):
             load_slice_stack(str(tmp_path / "100.png"), 1, 1.0)
 
 
+def test_other_formats_by_the_name_of_a_png(tmp_path):
+    Image.fromarray(np.zeros((64, 64), dtype=np.uint16)).save(tmp_path / "100.png", format="TIFF")
+    with pytest.raises(ValueError, match=r"100.png: expected a complete 16-bit PNG, got .*cannot identify"):
+        load_slice_stack(str(tmp_path / "100.png"), 1, 1.0)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "1"])
 def test_not_16_bit(tmp_path, mode):
     Image.new(mode, (4, 4)).save(tmp_path / "100.png")

@@ -54,6 +54,7 @@ def test_lines_choose_rows(table, tmp_path, text, rows):
         ("-1", "line 1: expected a patient"),
         ("Fold =", "line 1: expected a patient"),
         ("= a", "line 1: expected a patient"),
+        ("1\n\0\x1b", "line 2: expected a patient"),
     ],
 )
 def test_a_bad_line_is_named(table, tmp_path, text, message):

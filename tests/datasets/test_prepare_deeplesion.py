@@ -283,7 +283,7 @@ def test_no_blosc2(copy, repo, tmp_path):
     run = without_detectron2("datasets/prepare_deeplesion.py", "--output", tmp_path / "new", "--pack")
     done = subprocess.run(run, capture_output=True, text=True, cwd=repo, env=environment)
     assert done.returncode == 1
-    assert "which is not installed: pip install blosc2" in done.stderr
+    assert "pip install 'blosc2>=4.14.1'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "new").exists()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...files import replacing
 
+LARGEST_SLICE = 1 << 27  # bytes; those of DeepLesion have less than 1 << 20
 _MEMBER = re.compile(r"(?:^|/)(\d+_\d+_\d+)/(\d+\.png)$")
 _SERIES = re.compile(r"\d+_\d+_\d+")
 _KEY_SLICE = re.compile(r"(?:^|/)\d+_\d+_\d+_\d+\.png$")
@@ -116,7 +117,7 @@ def unpack_series(path: str, members: list[str], image_root: str, verify: bool =
         how many were unpacked.
 
     Raises:
-        DamagedArchive: if a member is damaged.
+        DamagedArchive: if a member is damaged, or is no slice by its size.
     """
     archive, unpacked = _opened(path, os.getpid()), 0
     for member in members:
@@ -126,6 +127,11 @@ def unpack_series(path: str, members: list[str], image_root: str, verify: bool =
         is_there = os.path.exists(target) and os.path.getsize(target) == info.file_size
         if is_there and not (verify and zlib.crc32(Path(target).read_bytes()) != info.CRC):
             continue
+        if info.file_size > LARGEST_SLICE or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DamagedArchive(
+                f"{path}: expected slices of at most {LARGEST_SLICE} bytes, stored or deflated, got {member} of "
+                f"{info.file_size} bytes and compression {info.compress_type}."
+            )
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
             content = archive.read(info)

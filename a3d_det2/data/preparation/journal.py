@@ -27,7 +27,7 @@ class Journal:
         if os.path.exists(path):
             with open(path, encoding="utf-8", errors="replace") as f:
                 for line in f:
-                    with suppress(ValueError, AttributeError):
+                    with suppress(ValueError, AttributeError, RecursionError):
                         result = json.loads(line)
                         if {"series", "fingerprint", "findings", "masks", "packed"} <= result.keys():
                             self.results[result["series"]] = result

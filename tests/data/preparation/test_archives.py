@@ -143,3 +143,22 @@ def test_links(tmp_path):
     (tmp_path / "else" / "000003_01_01").mkdir(parents=True)
     with pytest.raises(FileExistsError, match=r"here/000003_01_01 exists and is not .*else"):
         link_series(str(tmp_path / "else" / "000003_01_01"), str(root))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_members_of_another_kind_are_refused(tmp_path, compression):
+    path = str(tmp_path / "odd.zip")
+    with zipfile.ZipFile(path, "w", compression) as f:
+        f.writestr("000001_01_01/001.png", b"x" * 100)
+    with pytest.raises(DamagedArchive, match=r"odd.zip: expected slices .*, got 000001_01_01/001.png of 100 b"):
+        unpack_all(path, tmp_path / "out")
+
+
+def test_a_member_that_would_fill_the_disk_is_refused(tmp_path):
+    path = str(tmp_path / "bomb.zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as f, f.open("000001_01_01/001.png", "w") as member:
+        for _ in range(129):
+            member.write(bytes(1 << 20))
+    with pytest.raises(DamagedArchive, match=r"bomb.zip: expected slices of at most 134217728 bytes"):
+        unpack_all(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
