@@ -10,14 +10,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "a3d_det2"
 # Room or module at the top -> what it may import of the package, beside itself. Engine may import all.
 ALLOWED = {
     "files": set(),
+    "segmentation": set(),
     "optional": set(),
     "kernels": set(),
     "layers": {"kernels"},
     "modeling": {"kernels", "layers"},
     "checkpoint": {"files", "layers", "modeling"},
     "config": set(),
-    "data": {"config", "files"},
-    "evaluation": {"files"},
+    "data": {"config", "files", "segmentation"},
+    "evaluation": {"files", "segmentation"},
     "registration": {"data", "modeling"},
     "model_zoo": {"checkpoint", "config", "optional"},
     "__init__": {"optional"},
@@ -84,7 +85,7 @@ def test_the_reader_sees_what_there_is():
     assert len(MODULES) > 70
     assert "a3d_det2.kernels.mixing" in imports("a3d_det2.layers.a3d")
     assert {"torch", "a3d_det2.layers.fusion_conv"} <= imports("a3d_det2.layers.a3d")
-    assert "pycocotools" in imports("a3d_det2.data.mask_file") - imports("a3d_det2.data.mask_file", everywhere=False)
+    assert "pycocotools" in imports("a3d_det2.segmentation") - imports("a3d_det2.segmentation", everywhere=False)
     assert "a3d_det2.kernels.cpu" in imports("a3d_det2.kernels.mixing")
 
 

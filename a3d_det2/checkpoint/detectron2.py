@@ -29,6 +29,8 @@ class ImageNetBackbone(Format):
                 shapes[f"{name}.weight"] = torch.empty(conv.out_channels, colours, *conv.kernel_size, device="meta")
         is_caffe2 = checkpoint.get("__author__") == "Caffe2"
         aligned = align_and_update_state_dicts(shapes, checkpoint["model"], c2_conversion=is_caffe2)
+        if not any(name in shapes and value.shape == shapes[name].shape for name, value in aligned.items()):
+            raise ValueError(f"None of its weights has a place in the model: {', '.join(list(aligned)[:5])} ...")
         return fit_kernels(model, aligned, stem_weights)
 
 

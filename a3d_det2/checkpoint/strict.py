@@ -1,24 +1,31 @@
 """Loading that raises when weights do not fit, and saving that survives a kill at any moment, for every engine."""
 
 import os
-import pickle
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from fvcore.common.checkpoint import Checkpointer
 
 from ..files import replacing
+from .download import find_weights
 from .formats import FORMATS, NOTHING, Format
+from .unpickling import read_pickle
+
+
+class UnreadableWeights(ValueError):
+    """A file that is no checkpoint, or an incomplete one."""
 
 
 class StrictCheckpointer(Checkpointer):
     """fvcore's checkpointer that also
 
     1. loads weights of other models, from a file or URL, see :mod:`.formats`; the log names what they lack,
-    2. raises when weights do not fit, instead of logging it,
-    3. raises when a training is to be resumed from a checkpoint without its optimizer or the like,
-    4. puts each file under its name only when it is complete.
+    2. reads pickles of model zoos without running what else they hold, and checks downloads,
+    3. raises when weights do not fit, instead of logging it,
+    4. raises when a training is to be resumed from a checkpoint without its optimizer or the like,
+    5. puts each file under its name only when it is complete.
 
     Attributes:
         formats: those that a checkpoint is compared with, in this order.
@@ -38,26 +45,44 @@ class StrictCheckpointer(Checkpointer):
     def load(self, path: str, checkpointables: list[str] | None = None):
         """
         Raises:
+            FileNotFoundError: if there is no such file.
+            OSError: if it cannot be downloaded.
             ValueError: if the file is no checkpoint, its weights do not fit or ``checkpointables``, by default all, are
-                not in it; the message names it.
+                not in it, or it is not the one that the hash in its name says; the message names it. A download that is
+                no checkpoint is not kept.
         """
         self._wanted = self.checkpointables if checkpointables is None else checkpointables
+        local = find_weights(path, self.path_manager) if path else path
         try:
             return super().load(path, checkpointables)
-        except ValueError as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # all but the last of a strange optimizer
+            if isinstance(error, UnreadableWeights) and "://" in path:
+                os.remove(local)  # or the next try would find it again
             raise ValueError(f"{path}: {error}") from error
 
     def _load_file(self, filename: str):
         try:
-            checkpoint = super()._load_file(filename)
-        except (RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"expected a checkpoint with a state dict, got an unreadable file ({error})") from error
+            if filename.endswith(".pkl"):
+                checkpoint = _model_zoo_checkpoint(read_pickle(filename))
+            else:
+                checkpoint = super()._load_file(filename)
+        except OSError:
+            raise
+        except Exception as error:  # torch.load says nowhere what it raises for a damaged file; struct.error, for one
+            message = f"expected a checkpoint with a state dict, got an unreadable file ({error})"
+            raise UnreadableWeights(message) from error
         if not (isinstance(checkpoint, dict) and "model" in checkpoint):
             checkpoint = {"model": checkpoint}  # a bare state dict, as torchvision's
-        if not isinstance(checkpoint["model"], dict):
-            raise ValueError(f"expected a state dict, got a {type(checkpoint['model']).__name__}")
-        if "state_dict" in checkpoint["model"]:  # files of mmdetection
+        if isinstance(checkpoint["model"], dict) and "state_dict" in checkpoint["model"]:  # files of mmdetection
             checkpoint = {"model": checkpoint["model"]["state_dict"]}
+        model = checkpoint["model"]
+        if not isinstance(model, dict):
+            raise UnreadableWeights(f"expected a state dict, got a {type(model).__name__}")
+        for name, value in model.items():
+            if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+                raise UnreadableWeights(
+                    f"expected a state dict of names and tensors, got {name!r} and a {type(value).__name__}"
+                )
         return checkpoint
 
     def _load_model(self, checkpoint):
@@ -115,3 +140,18 @@ class StrictCheckpointer(Checkpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with replacing(os.path.join(self.save_dir, "last_checkpoint")) as part, open(part, "w") as f:
             f.write(last_filename_basename)
+
+
+def _model_zoo_checkpoint(content) -> dict:
+    """Make a checkpoint of a pickle of Detectron2's model zoo, or of Caffe2's, whose names are compared with ours.
+
+    Raises:
+        ValueError: if it is no dict of arrays.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a pickle of named arrays, as a model zoo has them, got a {type(content).__name__}")
+    if "__author__" in content and "model" in content:
+        return content
+    blobs = content.get("blobs", content)
+    model = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
+    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}

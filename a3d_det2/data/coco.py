@@ -5,8 +5,8 @@ import math
 import os
 from collections.abc import Iterable
 
+from ..segmentation import decode_mask
 from .dl_info import XYXY_ABS
-from .segmentation import decode_mask
 
 
 def to_coco(records: list[dict], image_root: str) -> dict:

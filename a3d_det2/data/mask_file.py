@@ -15,8 +15,8 @@ import json
 from dataclasses import dataclass
 
 from ..files import replacing
+from ..segmentation import encode_mask  # noqa: F401 - where it was in version 0.1.0
 from .dl_info import Row
-from .segmentation import encode_mask  # noqa: F401 - where it was in version 0.1.0
 
 MASK_FILE = "weak_masks.json"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from fvcore.transforms.transform import Transform
 
+from ..segmentation import check_polygons, decode_mask, draw_polygons
 from .once import LogOnce
 from .png import UnreadableSlice
 from .recist import is_recist_box, transform_recist_box
-from .segmentation import check_polygons, decode_mask, draw_polygons
 from .slices import load_slice_stack, window_hu
 from .weak_masks import recist_ellipse
 

@@ -26,11 +26,11 @@ from ..checkpoint.strict import StrictCheckpointer
 from ..config import add_a3d_config, amp_dtype, clips_full_model
 from ..data.deeplesion import load_named
 from ..data.dl_info import LESION_TYPES
-from ..data.segmentation import encode_mask
 from ..data.torch_dataset import build_loader
 from ..evaluation.evaluation_files import evaluate_results
 from ..model_zoo import find_config_file, get_config_file
 from ..modeling.torchvision_rcnn import build_lesion_rcnn
+from ..segmentation import encode_mask
 from .common import broadcast_buffers, inference_folder
 
 DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone

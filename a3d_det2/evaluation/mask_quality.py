@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..data.segmentation import decode_mask
+from ..segmentation import decode_mask
 from .detection_reader import Detections
 from .matching import Matches
 from .strata import long_diameter

@@ -202,7 +202,7 @@ def test_other_anchors_are_an_error_and_the_checkpointer_stays_usable(repo, tmp_
         ValueError, match=r"bad.pth: .*objectness_logits.bias: expected .* 6 sizes x 3 ratios .* \(10,\)"
     ):
         checkpointer.load(str(tmp_path / "bad.pth"))
-    with pytest.raises(AssertionError, match=r"nowhere.pth not found"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.pth: there is no such"):
         checkpointer.load(str(tmp_path / "nowhere.pth"))
     checkpointer.load(str(tmp_path / "good.pth"))
 

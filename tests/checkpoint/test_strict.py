@@ -81,7 +81,7 @@ def test_weights_that_do_not_fit_are_an_error(checkpointer_class, tmp_path):
     checkpointer_class(Detector("none"), str(tmp_path)).save("none")
     with pytest.raises(ValueError, match=r"conv1.fusion_weight: not in the checkpoint"):
         checkpointer_class(Detector("a3d")).load(str(tmp_path / "none.pth"))
-    with pytest.raises(AssertionError, match=r"nowhere.pth not found"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.pth: there is no such file of weights"):
         checkpointer_class(Detector("a3d")).load(str(tmp_path / "nowhere.pth"))
 
 

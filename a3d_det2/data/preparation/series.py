@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ...files import slice_number
+from ...segmentation import encode_mask
 from ..packed import PackedSeries, packed_path, write_packed
 from ..png import UnreadableSlice, to_hu
-from ..segmentation import encode_mask
 from ..series import PngSeries
 from ..slices import window_hu
 from ..weak_masks import weak_mask

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
-from a3d_det2.data.segmentation import LONGEST_OUTLINE, decode_mask, draw_polygons, encode_mask
+from a3d_det2.segmentation import LONGEST_OUTLINE, decode_mask, draw_polygons, encode_mask
 
 SIZES = st.integers(1, 70)
 

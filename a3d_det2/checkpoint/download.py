@@ -1,0 +1,52 @@
+"""Weights given by a URL: the file of the cache, which is the one that the name says."""
+
+import hashlib
+import os
+import re
+
+from iopath.common.file_io import PathManager
+
+# At the end of a name, the first digits of the file's SHA-256, as torch.hub has them; dates look alike.
+_HASH = re.compile(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$")
+
+
+def find_weights(path: str, path_manager: PathManager) -> str:
+    """
+    Args:
+        path: of a file, or a URL, which is downloaded if the cache has it not; either may end with a query such as
+            ``?matching_heuristics=True``.
+        path_manager: that downloads.
+
+    Returns:
+        the path of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if it cannot be downloaded.
+        ValueError: if the downloaded file is not the one that the hash in its name says, as ``-a639ec97.pth`` does; it
+            is removed from the cache.
+    """
+    name = path.partition("?")[0]
+    if "://" not in name:
+        if not os.path.isfile(name):
+            raise FileNotFoundError(f"{name}: there is no such file of weights")
+        return name
+    local = path_manager.get_local_path(name)
+    if match := _HASH.search(name):
+        digest = _sha256(local)
+        if not digest.startswith(match[1]):
+            size = os.path.getsize(local)
+            os.remove(local)
+            raise ValueError(
+                f"{name}: expected a file whose SHA-256 begins with {match[1]}, as its name says, got {size} bytes of "
+                f"{digest}; they were removed"
+            )
+    return local
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
