@@ -29,6 +29,7 @@ NEED_DETECTRON2 = {
     "a3d_det2.data.dataset_mapper",
     "a3d_det2.data.loaders",
     "a3d_det2.data.registration",
+    "a3d_det2.engine.detectron2_rules",
     "a3d_det2.engine.hooks",
     "a3d_det2.engine.launching",
     "a3d_det2.engine.trainer",

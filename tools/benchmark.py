@@ -176,12 +176,12 @@ def measure_detector(slices: int, batch: int, size: int, repeat: int, device: st
     return {"what": "detector", "slices": slices, "batch": batch, "size": size, "results": results}
 
 
-def measure_growth(size: int, repeat: int, device: str) -> dict[str, list[dict]]:
-    """The trunk at several numbers of slices, batches and image sizes, the other two fixed."""
+def measure_growth(what: list[str], size: int, repeat: int, device: str) -> dict[str, list[dict]]:
+    """The trunk at several numbers of slices, batches or image sizes, the other two fixed."""
     axes = {"slices": (3, 7, 9, 15, 27), "batch": (1, 2, 4, 8), "size": (size // 2, size, size * 3 // 2, size * 2)}
-    results = {axis: [] for axis in axes}
-    for axis, values in axes.items():
-        for value in values:
+    results = {axis: [] for axis in what}
+    for axis in what:
+        for value in axes[axis]:
             point = {"slices": 7, "batch": 1, "size": size, axis: value}
             results[axis].append(measure_trunk(**point, repeat=repeat, device=device))
             gc.collect()
@@ -200,7 +200,7 @@ def check_same_results(device: str) -> float:
 
 def plot_growth(results: dict[str, list[dict]]) -> Figure:
     figure = Figure(figsize=(11, 12), layout="constrained")
-    axes = figure.subplots(4, 3, sharex="col")
+    axes = figure.subplots(4, len(results), sharex="col", squeeze=False)
     for column, (axis, points) in enumerate(results.items()):
         for row, (quantity, kind) in enumerate(itertools.product(QUANTITIES, KINDS)):
             place, (label, unit) = axes[row, column], QUANTITIES[quantity]
@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, nargs="+", default=[3, 7])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, default=512, help="height and width (default %(default)s)")
+    parser.add_argument("--growth", nargs="+", choices=AXES, default=list(AXES), help="what grows; default: all")
     parser.add_argument("--growth-size", type=int, default=256, help="that of the growth (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default %(default)s)")
     parser.add_argument("--amp", choices=["bfloat16", "float16"], help="default: torch's for the device")
@@ -261,6 +262,7 @@ def main() -> None:
     if args.plot and "growth" not in args.what:
         parser.error(f"--plot draws the growth: expected it in --what, got {' '.join(args.what)}")
     device, amp = args.device, getattr(torch, args.amp) if args.amp else torch.get_autocast_dtype(args.device)
+    gc.freeze()  # what is imported, of which there is so much that each collection would take a tenth of a second
     results = {"repeat": args.repeat, "amp": str(amp), "difference": check_same_results(device)}
     results |= {"operator": [], "trunk": [], "detector": [], "growth": {}}
     for slices in args.slices:
@@ -276,7 +278,7 @@ def main() -> None:
                 results["detector"].append(measure_detector(**point, amp=amp))
             gc.collect()
     if "growth" in args.what:
-        results["growth"] = measure_growth(args.growth_size, max(1, args.repeat // 2), device)
+        results["growth"] = measure_growth(args.growth, args.growth_size, max(1, args.repeat // 2), device)
     print(operator_table(results["operator"]))
     print(network_table([*results["trunk"], *results["detector"]]))
     print(f"Largest difference between the trunk as published and ours: {results['difference']:.1e} of the largest")

@@ -61,7 +61,7 @@ def load_config(path: str | Path | None, *opts) -> CfgNode:
     cfg = get_cfg()
     add_a3d_config(cfg)
     if path:
-        cfg.merge_from_file(str(path))
+        cfg.merge_from_file(str(path), allow_unsafe=False)
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.A3D.NORM", "BN", *opts])
     return cfg
 

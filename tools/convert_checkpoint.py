@@ -15,6 +15,8 @@ from detectron2.utils.logger import setup_logger
 
 from a3d_det2 import LesionCheckpointer
 from a3d_det2.engine.launching import load_config
+from a3d_det2.engine.mistakes import exit_on_mistakes, mistakes
+from a3d_det2.model_zoo import find_config_file
 
 
 def main() -> None:
@@ -28,16 +30,14 @@ def main() -> None:
     if extension != ".pth":
         parser.error(f"--output: expected a file name ending with .pth, got {args.output}")
     setup_logger(name="fvcore")
-    cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
-    model = build_model(cfg)
-    folder, name = os.path.split(os.path.abspath(stem))
-    os.makedirs(folder, exist_ok=True)
-    checkpointer = LesionCheckpointer(model, folder, stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS)
-    try:
+    with exit_on_mistakes(), mistakes():
+        cfg = load_config(find_config_file(args.config_file), ["MODEL.DEVICE", "cpu", *args.opts])
+        model = build_model(cfg)
+        folder, name = os.path.split(os.path.abspath(stem))
+        os.makedirs(folder, exist_ok=True)
+        checkpointer = LesionCheckpointer(model, folder, stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS)
         checkpointer.load(args.input)
-    except (ValueError, AssertionError) as error:  # Detectron2 asserts that the file is there
-        parser.exit(1, f"{error}\n")
-    checkpointer.save(name, tag=False)
+        checkpointer.save(name, tag=False)
     print(f"Wrote {args.output}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 

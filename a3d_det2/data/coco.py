@@ -147,10 +147,11 @@ def _entries(entries, kind: str, keys: tuple[str, ...], path: str) -> list[dict]
 
 def _of_kind(entry: dict, key: str, kind: type | tuple[type, ...], name: str):
     """Check that ``entry[key]`` is of a type, or one of several."""
-    if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+    value = entry[key]
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 1 << 31):
         expected = {str: "text", int: "a whole number"}.get(kind, "a whole number or text")
-        raise ValueError(f"{name}: expected {expected} as {key}, got {entry[key]!r}.")
-    return entry[key]
+        raise ValueError(f"{name}: expected {expected} as {key}, got {value!r}.")
+    return value
 
 
 def _numbers(values, key: str, count: int, name: str, kind: type = float) -> tuple:

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from .dl_info import SPLITS, read_rows
 from .mask_file import MASK_FILE, read_masks
+from .packed import PACKED_DIR
 from .splits import rows_of_split, split_files
 
 
@@ -114,12 +115,32 @@ def load_named(name: str) -> list[dict]:
     """Read the dataset that a config calls ``name``, under :func:`datasets_root`; see :func:`load_with_masks`.
 
     Raises:
-        ValueError: if there is none of that name; see also :func:`load_deeplesion`.
+        ValueError: if there is none of that name, or nothing in it; see also :func:`load_deeplesion`.
     """
+    csv_path, image_root, split = _named(name)
+    records = load_with_masks(csv_path, image_root, split)
+    if not records:
+        raise ValueError(f"{csv_path}: expected rows of the split {split!r}, for the dataset {name!r}, got none.")
+    return records
+
+
+def dataset_files(name: str) -> list[str]:
+    """List what :func:`load_named` and a training cannot do without: the csv, and the folder of the slices, PNG files
+    or packed.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    csv_path, image_root, _ = _named(name)
+    packed = os.path.join(os.path.dirname(image_root), PACKED_DIR)
+    return [csv_path, packed if os.path.isdir(packed) else image_root]
+
+
+def _named(name: str) -> tuple[str, str, str]:
     splits = named_splits(datasets_root())
     if name not in splits:
         raise ValueError(f"Unknown dataset {name!r}. Choose one of {', '.join(splits)}.")
-    return load_with_masks(*splits[name])
+    return splits[name]
 
 
 def __getattr__(name: str):

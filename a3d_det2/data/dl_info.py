@@ -86,8 +86,8 @@ class Row:
     def key_slice(self, image_root: str) -> dict:
         """Make the dict of :func:`load_deeplesion`, without annotations."""
         series, _, name = self.image_id.rpartition("_")
-        is_path = os.path.basename(self.image_id) != self.image_id
-        if is_path or not series or slice_number(name) is None or not name.endswith(".png"):
+        is_name = os.path.basename(self.image_id) == self.image_id and self.image_id.isprintable()
+        if not is_name or not series or slice_number(name) is None or not name.endswith(".png"):
             raise self.error("File_name", "a name such as 000001_01_01_109.png")
         x_spacing, y_spacing, slice_interval = self._numbers("Spacing_mm_px_", 3)
         width, height = self._numbers("Image_size", 2, int)

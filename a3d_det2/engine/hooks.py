@@ -32,7 +32,10 @@ class BestCheckpointer(HookBase):
     def before_train(self) -> None:
         path = os.path.join(self._checkpointer.save_dir, "model_best.pth")
         if self.trainer.start_iter > 0 and os.path.isfile(path):
-            saved = torch.load(path, map_location="cpu", mmap=True)
+            try:
+                saved = torch.load(path, map_location="cpu", mmap=True)
+            except Exception as error:  # of all kinds where the file is damaged
+                raise ValueError(f"{path}: expected the best weights so far, got another file ({error}).") from error
             if self._metric in saved:
                 self._best = saved[self._metric]
             else:

@@ -1,10 +1,14 @@
 """The command line of a training with Detectron2, and its processes."""
 
 import logging
+import multiprocessing
 import os
+import sys
+from difflib import get_close_matches
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -12,7 +16,12 @@ from detectron2.utils.logger import setup_logger
 from torch import distributed
 
 from ..config import add_a3d_config
+from ..data import deeplesion
+from ..data.deeplesion import datasets_root, named_splits
 from ..model_zoo import find_config_file
+from .config_check import Start, check_config, merge_config
+from .detectron2_rules import detectron2_checks, detectron2_rules
+from .mistakes import DATA_FAULTS, exit_on_mistakes, mistakes
 from .trainer import Trainer
 
 
@@ -24,13 +33,30 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
 
     Returns:
         the config, frozen.
+
+    Raises:
+        Mistake: see :func:`.merge_config`.
     """
     cfg = get_cfg()
     add_a3d_config(cfg)
-    cfg.merge_from_file(config_file)
-    cfg.merge_from_list(opts)
-    cfg.freeze()
+    merge_config(cfg, config_file, opts)
     return cfg
+
+
+def dataset_files(name: str) -> list[str]:
+    """List what a dataset of Detectron2's catalog cannot do without, as far as it says.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name in named_splits(datasets_root()):
+        return deeplesion.dataset_files(name)
+    if name not in DatasetCatalog:
+        close = get_close_matches(name, DatasetCatalog, n=3) or named_splits(datasets_root())
+        raise ValueError(f"Unknown dataset {name!r}. Did you mean {' or '.join(close)}?")
+    metadata = MetadataCatalog.get(name)
+    paths = metadata.get("csv_file"), metadata.get("json_file")
+    return [path for path in paths if path and "://" not in path]
 
 
 def train(args):
@@ -38,6 +64,9 @@ def train(args):
 
     Args:
         args: of ``default_argument_parser``.
+
+    Raises:
+        Mistake: if model, data or weights are not what the config says.
     """
     cfg = load_config(args.config_file, args.opts)
     default_setup(cfg, args)
@@ -45,44 +74,60 @@ def train(args):
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        Trainer.build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
+        with mistakes():
+            model = Trainer.build_model(cfg)
+            Trainer.build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        with mistakes(kinds=DATA_FAULTS):
+            results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with mistakes():
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+    with mistakes(kinds=DATA_FAULTS):
+        return trainer.train()
 
 
 def _train_and_leave(args) -> None:
     """Train in one of the processes that ``launch`` starts, and end it."""
-    train(args)
+    status = 0
+    try:
+        with exit_on_mistakes():
+            train(args)
+    except SystemExit as error:
+        status = error.code
     if distributed.is_initialized() and distributed.get_backend() == "gloo":
         # Gloo's threads outlive the interpreter, which then aborts; launch() would take that for a failure and stop the
-        # other processes. So wait for all, and leave without the interpreter's own end.
-        comm.synchronize()
+        # other processes. So wait for all, unless there was a mistake, and leave without the interpreter's own end.
+        if not status:
+            comm.synchronize()
+        for worker in multiprocessing.active_children():  # of a data loader, that a mistake left at work
+            worker.terminate()
         logging.shutdown()
-        os._exit(0)
+        os._exit(status)
+    if status:
+        sys.exit(status)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line of ``train_net.py``, that of Detectron2's trainings."""
-    parser = default_argument_parser()
-    args = parser.parse_args(argv)
-    try:
-        args.config_file = find_config_file(args.config_file)  # default_setup reads it as a file
-    except FileNotFoundError as error:
-        parser.error(f"--config-file: {error}")
-    if load_config(args.config_file, args.opts).MODEL.DEVICE == "cpu":
-        # Where there are GPUs, launch() would otherwise take NCCL and one GPU per process.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    launch(
-        _train_and_leave,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    args = default_argument_parser().parse_args(argv)
+    with exit_on_mistakes():
+        with mistakes("--config-file: "):
+            args.config_file = find_config_file(args.config_file)  # default_setup reads it as a file
+        cfg = load_config(args.config_file, args.opts)
+        processes = args.num_gpus * args.num_machines
+        rules = detectron2_rules(), detectron2_checks
+        check_config(cfg, Start(args.resume, args.eval_only, processes, args.num_gpus, dataset_files, *rules))
+        if cfg.MODEL.DEVICE == "cpu":
+            # Where there are GPUs, launch() would otherwise take NCCL and one GPU per process.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        launch(
+            _train_and_leave,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )

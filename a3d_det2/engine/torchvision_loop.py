@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..checkpoint.strict import StrictCheckpointer
 from ..config import add_a3d_config, amp_dtype, clips_full_model
-from ..data.deeplesion import load_named
+from ..data.deeplesion import dataset_files, load_named
 from ..data.dl_info import LESION_TYPES
 from ..data.torch_dataset import build_loader
 from ..evaluation.evaluation_files import evaluate_results
@@ -32,6 +32,9 @@ from ..model_zoo import find_config_file, get_config_file
 from ..modeling.torchvision_rcnn import build_lesion_rcnn
 from ..segmentation import encode_mask
 from .common import broadcast_buffers, inference_folder
+from .config_check import Start, check_config, merge_config
+from .config_rules import Allowed
+from .mistakes import DATA_FAULTS, exit_on_mistakes, mistakes
 
 DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone
     "MODEL": {"DEVICE": "cuda"},
@@ -48,6 +51,8 @@ DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone
     "OUTPUT_DIR": "./output",
     "SEED": -1,
 }
+
+RULES = {"VERSION": Allowed("2, as Detectron2 has it", lambda value: value == 2)}
 
 
 def rank() -> int:
@@ -66,15 +71,16 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
 
     Returns:
         the config, frozen. A key that none of ``DEFAULTS``, config.py and Base-DeepLesion.yaml has is an error.
+
+    Raises:
+        Mistake: see :func:`.merge_config`.
     """
     cfg = CfgNode(DEFAULTS)
     add_a3d_config(cfg)
     cfg.set_new_allowed(True)
     cfg.merge_from_file(get_config_file("Base-DeepLesion.yaml"))
     cfg.set_new_allowed(False)
-    cfg.merge_from_file(config_file)
-    cfg.merge_from_list(opts)
-    cfg.freeze()
+    merge_config(cfg, config_file, opts)
     return cfg
 
 
@@ -136,8 +142,6 @@ def write_scalars(writer: SummaryWriter | None, step: int, scalars: dict[str, fl
 def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpointer, resume: bool, seed: int) -> None:
     solver, clip, batch_size = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.IMS_PER_BATCH
     world = world_size()
-    if batch_size % world:
-        raise ValueError(f"SOLVER.IMS_PER_BATCH must be divisible by the {world} processes. Got {batch_size} instead!")
     optimizer = torch.optim.SGD(model.parameters(), solver.BASE_LR, solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
     dtype = amp_dtype(cfg, device.type)
     scaler = torch.amp.GradScaler(device.type, enabled=solver.AMP.ENABLED and dtype == torch.float16)
@@ -189,14 +193,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS alone")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, changes of the config")
     args = parser.parse_args(argv)
-    try:
-        cfg = load_config(find_config_file(args.config_file), args.opts)
-    except FileNotFoundError as error:
-        parser.error(f"--config-file: {error}")
+    with exit_on_mistakes():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, or with ``--eval-only`` evaluate, in this process.
+
+    Raises:
+        Mistake: if the config cannot work, or model, data or weights are not what it says.
+    """
+    with mistakes("--config-file: "):
+        config_file = find_config_file(args.config_file)
+    cfg = load_config(config_file, args.opts)
+    processes, here = (int(os.getenv(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # of torchrun
+    check_config(cfg, Start(args.resume, args.eval_only, processes, here, dataset_files, RULES))
     device, seed = torch.device(cfg.MODEL.DEVICE), [cfg.SEED if cfg.SEED >= 0 else random.getrandbits(31)]
     if device.type == "cuda":
         torch.cuda.set_device(int(os.getenv("LOCAL_RANK", device.index or 0)))
-    if int(os.getenv("WORLD_SIZE", "1")) > 1:  # of torchrun
+    if processes > 1:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         distributed.broadcast_object_list(seed)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
@@ -205,13 +220,15 @@ def main(argv: list[str] | None = None) -> None:
     if rank() == 0:
         Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
     torch.manual_seed(seed[0])
-    model = build_lesion_rcnn(cfg).to(device)
+    with mistakes():
+        model = build_lesion_rcnn(cfg).to(device)
     how = {"stem_weights": cfg.MODEL.A3D.STEM_WEIGHTS, "save_to_disk": rank() == 0}
     checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, **how)
-    if args.eval_only:
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        evaluate(cfg, model, device)
-    else:
-        train(cfg, model, device, checkpointer, args.resume, seed[0])
+    with mistakes(kinds=DATA_FAULTS):
+        if args.eval_only:
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            evaluate(cfg, model, device)
+        else:
+            train(cfg, model, device, checkpointer, args.resume, seed[0])
     if distributed.is_initialized():
         distributed.destroy_process_group()

@@ -238,6 +238,6 @@ def test_convert_checkpoint(repo, tmp_path):
     )
     assert [p.name for p in (tmp_path / "ours").iterdir()] == ["a3d.pth"]
     done = convert("a3d_7slice", "published.pth")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "expected shape (7, 7, 8), got (3, 3, 8)" in done.stderr
     assert "Traceback" not in done.stderr

@@ -42,5 +42,11 @@ def test_best_by_another_metric_is_looked_for_anew(tmp_path):
     assert run(tmp_path, 1, [0, 0.2]) == 1
 
 
+def test_a_damaged_best_is_named(tmp_path):
+    (tmp_path / "model_best.pth").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"model_best.pth: expected the best weights so far, got another file"):
+        run(tmp_path, 1, [0, 0.2])
+
+
 def test_best_without_any_lesion(tmp_path):
     assert run(tmp_path, 0, [float("nan")] * 2) is None

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from detectron2.config import get_cfg
 
 from a3d_det2 import Trainer, add_a3d_config
+from tests.damage import truncate
 
 TINY = """
 MODEL.A3D.NUM_SLICES 3 MODEL.A3D.BLOCK_CONFIG [1,1,1] MODEL.A3D.GROWTH_RATE 8 MODEL.A3D.NUM_INIT_FEATURES 16
@@ -82,6 +84,21 @@ def test_two_processes_train_and_report_what_one_process_does(train_net, tmp_pat
     assert report["num_images"] == 6
     assert report["average"] > 0.1  # it has learned something that could differ
     assert len({d["image_id"] for d in detections}) == 6
+
+
+@pytest.mark.slow
+def test_a_mistake_in_one_of_two_processes_ends_both(repo, phantom_root, tmp_path):
+    shutil.copytree(phantom_root / "phantom", tmp_path / "phantom")
+    for path in (tmp_path / "phantom" / "Images_png").rglob("*.png"):
+        truncate(path)
+    command = [sys.executable, "train_net.py", "--config-file", "configs/quick/a3d_7slice.yaml", "--num-gpus", "2"]
+    command += ["--dist-url", "auto", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path / "out")]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "error: " in done.stderr
+    assert "png: expected a complete 16-bit PNG" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ def benchmark(repo, *arguments):
 @pytest.mark.slow
 def test_tables_plot_and_json(repo, tmp_path):
     figures, plot = tmp_path / "out.json", tmp_path / "growth.png"
-    arguments = "--slices 3 --size 64 --growth-size 32 --repeat 1".split()
+    arguments = "--slices 3 --size 64 --growth batch --growth-size 32 --repeat 1".split()
     done = benchmark(repo, *arguments, "--json", figures, "--plot", plot)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(figures.read_text())
@@ -38,9 +38,7 @@ def test_tables_plot_and_json(repo, tmp_path):
     ]
     assert "1 x 992 x 3 x 32 x 32" in done.stdout
     assert {axis: [point[axis] for point in points] for axis, points in results["growth"].items()} == {
-        "slices": [3, 7, 9, 15, 27],
-        "batch": [1, 2, 4, 8],
-        "size": [16, 32, 48, 64],
+        "batch": [1, 2, 4, 8]
     }
     assert min(Image.open(plot).size) > 1000
 

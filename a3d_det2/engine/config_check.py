@@ -1,0 +1,193 @@
+"""Whether a config can work, before any data is read: the same for every engine."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+
+from .config_rules import RULES, Allowed
+from .mistakes import Mistake, mistakes
+
+
+@dataclass(frozen=True)
+class Start:
+    """How an engine was started.
+
+    Attributes:
+        resume, eval_only: options of the command line.
+        processes, processes_here: of the training, on all machines and on this one.
+        dataset_files: name of a dataset -> the files and folders that it cannot do without.
+        rules: of the engine, beside ``RULES``.
+        checks: of the engine: config -> problems of several keys together, each a sentence.
+    """
+
+    resume: bool
+    eval_only: bool
+    processes: int
+    processes_here: int
+    dataset_files: Callable[[str], list[str]]
+    rules: Mapping[str, Allowed] = field(default_factory=dict)
+    checks: Callable[[CfgNode], Iterable[str]] = lambda cfg: ()
+
+
+def merge_config(cfg: CfgNode, config_file: str, opts: list[str]) -> None:
+    """Read a config file into a config, and then the changes of a command line. No Python object is made of what the
+    file says, as ``!!python`` tags ask for, and a number stays one, where yacs takes None for anything.
+
+    Args:
+        cfg: changed in place, and frozen.
+        config_file: a path.
+        opts: KEY VALUE ...
+
+    Raises:
+        Mistake: if the file is no config, or there is no such key, or its value is of another type.
+    """
+    defaults = dict(leaves(cfg))
+    kinds = AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError, yaml.YAMLError
+    with mistakes(f"{config_file}: ", kinds):
+        try:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        except yaml.constructor.ConstructorError as error:  # of Detectron2's own RetinaNet configs as well
+            raise ValueError(
+                f"{error.problem}; no Python is run here, so write the value out {error.problem_mark}"
+            ) from error
+    keys = dict(leaves(cfg))
+    for key in opts[::2]:
+        if key not in keys:
+            close = get_close_matches(key, keys, n=3)
+            raise Mistake(f"There is no key {key!r}." + (f" Did you mean {' or '.join(close)}?" if close else ""))
+    with mistakes("", kinds):
+        cfg.merge_from_list(opts)
+    for key, value in leaves(cfg):
+        default = defaults.get(key)
+        if value is None and isinstance(default, (int, float, list, tuple)) and key != "SOLVER.WEIGHT_DECAY_NORM":
+            raise Mistake(f"{key}: expected a value such as {default!r}, got None.")
+    cfg.freeze()
+
+
+def check_config(cfg: CfgNode, start: Start) -> None:
+    """
+    Args:
+        cfg: of either engine.
+
+    Raises:
+        Mistake: if a value cannot work; the message names the key, what is allowed and what came, a line for each.
+    """
+    rules, problems = {**RULES, **start.rules}, []
+    for key, value in leaves(cfg):
+        if key in rules and not rules[key].holds(value):
+            problems.append(f"{key}: expected {rules[key].words}, got {value!r}.")
+    if not problems:  # what follows relies on each value by itself
+        problems = [problem for check in CHECKS for problem in check(cfg, start)] + list(start.checks(cfg))
+    if problems:
+        raise Mistake("\n  ".join(["The config cannot work.", *problems]))
+
+
+def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Pairs such as ("SOLVER.MAX_ITER", 56200)."""
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _shapes(cfg: CfgNode, start: Start) -> Iterator[str]:
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    if len(mean) != len(std):
+        yield f"MODEL.PIXEL_STD: expected as many entries as MODEL.PIXEL_MEAN has, {len(mean)}, got {std!r}."
+    if cfg.MODEL.BACKBONE.NAME.startswith("build_a3d") and not cfg.MODEL.FPN.IN_FEATURES:
+        yield f"MODEL.FPN.IN_FEATURES: expected one output of the trunk or more, got {cfg.MODEL.FPN.IN_FEATURES!r}."
+    box = cfg.MODEL.ROI_BOX_HEAD
+    if box.NAME == "FastRCNNConvFCHead" and box.NUM_FC + box.get("NUM_CONV", 0) == 0:
+        yield f"MODEL.ROI_BOX_HEAD.NUM_FC: expected a head of one layer or more, got {box.NUM_FC}."
+
+
+def _anchors(cfg: CfgNode, start: Start) -> Iterator[str]:
+    if not cfg.MODEL.META_ARCHITECTURE.endswith("RCNN"):
+        return
+    levels = len(cfg.MODEL.RPN.IN_FEATURES)
+    counts = [1] * levels
+    for key in ("SIZES", "ASPECT_RATIOS"):
+        entries = cfg.MODEL.ANCHOR_GENERATOR[key]
+        if len(entries) not in (1, levels):
+            yield (
+                f"MODEL.ANCHOR_GENERATOR.{key}: expected one entry, or one for each of the {levels} levels of "
+                f"MODEL.RPN.IN_FEATURES, got {entries!r}."
+            )
+            return
+        entries = entries * levels if len(entries) == 1 else entries
+        counts = [count * len(entry) for count, entry in zip(counts, entries, strict=True)]
+    if len(set(counts)) > 1:
+        yield (
+            "MODEL.ANCHOR_GENERATOR: expected SIZES and ASPECT_RATIOS that give all levels the same number of anchors, "
+            f"got {counts}."
+        )
+
+
+def _batch(cfg: CfgNode, start: Start) -> Iterator[str]:
+    count, share = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.get("REFERENCE_WORLD_SIZE") or start.processes
+    if not start.eval_only and count % share:
+        yield f"SOLVER.IMS_PER_BATCH: expected a multiple of the number of processes, {share}, got {count}."
+
+
+def _device(cfg: CfgNode, start: Start) -> Iterator[str]:
+    name = cfg.MODEL.DEVICE
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.empty(1, device=device)
+        elif not torch.cuda.is_available():
+            yield f"MODEL.DEVICE: expected 'cpu', as torch finds no CUDA here, got {name!r}."
+        elif (device.index or 0) >= torch.cuda.device_count():
+            yield f"MODEL.DEVICE: expected one of the {torch.cuda.device_count()} GPUs, counted from 0, got {name!r}."
+        elif start.processes_here > torch.cuda.device_count():
+            gpus = torch.cuda.device_count()
+            yield f"Expected at most {gpus} processes on this machine, one for each GPU, got {start.processes_here}."
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        why = str(error).partition("\n")[0]
+        yield f"MODEL.DEVICE: expected a device of torch such as 'cuda' or 'cpu', got {name!r} ({why})."
+
+
+def _datasets(cfg: CfgNode, start: Start) -> Iterator[str]:
+    if not start.eval_only and not cfg.DATASETS.TRAIN:
+        yield f"DATASETS.TRAIN: expected one dataset or more to train on, got {cfg.DATASETS.TRAIN!r}."
+    if start.eval_only and not cfg.DATASETS.TEST:
+        yield f"DATASETS.TEST: expected one dataset or more to evaluate, got {cfg.DATASETS.TEST!r}."
+    for key in ("TEST",) if start.eval_only else ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            try:
+                missing = [path for path in start.dataset_files(name) if not os.path.exists(path)]
+            except (KeyError, ValueError) as error:
+                yield f"DATASETS.{key}: {error.args[0]}"
+                continue
+            if missing:
+                yield (
+                    f"DATASETS.{key}: expected {name!r} in $DETECTRON2_DATASETS, or else ./datasets; there is no "
+                    f"{missing[0]}."
+                )
+
+
+def _weights(cfg: CfgNode, start: Start) -> Iterator[str]:
+    path = cfg.MODEL.WEIGHTS.partition("?")[0]
+    goes_on = start.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if path and "://" not in path and not goes_on and not os.path.isfile(path):
+        yield f"MODEL.WEIGHTS: expected a URL or the path of a file, or '' for none; there is no file {path!r}."
+
+
+def _output(cfg: CfgNode, start: Start) -> Iterator[str]:
+    why = ""
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        if os.access(cfg.OUTPUT_DIR, os.W_OK | os.X_OK):
+            return
+    except (OSError, ValueError) as error:
+        why = f" ({error})"
+    yield f"OUTPUT_DIR: expected a folder that can be written to, got {cfg.OUTPUT_DIR!r}{why}."
+
+
+CHECKS = (_shapes, _anchors, _batch, _device, _datasets, _weights, _output)
