@@ -146,14 +146,19 @@ def _behind_trunk(name: str, last_block: int) -> bool:
 
 
 class Published(Format):
-    """The models that the authors of the A3D paper published, in the names of mmdetection 1."""
+    """The models that the authors of the A3D paper published, in the names of mmdetection 1. In those of A3D the
+    convolutions outside the dense layers have fusion weights as well, which nothing uses."""
+
+    may_leave_out = re.compile(r"(module\.)?backbone\.(conv0|transition\d+\.conv)\.adaptive_align_weights$")
 
     def matches(self, model, checkpoint):
         return is_published(checkpoint["model"])
 
     def convert(self, model, checkpoint, stem_weights):
         """See :func:`convert_published`."""
-        return fit_kernels(model, convert_published(checkpoint["model"]), stem_weights)
+        theirs = checkpoint["model"]
+        unused = {key: value for key, value in theirs.items() if self.may_leave_out.match(key)}  # for the log
+        return fit_kernels(model, convert_published(theirs), stem_weights) | unused
 
 
 def is_published(state_dict: dict[str, Tensor]) -> bool:
@@ -181,7 +186,7 @@ def convert_published(
 
     Beside the names, four things differ: kernels may have a D of 1; mmdetection counts anchors ratio by ratio,
     Detectron2 size by size; the background is the first class there and the last here; and there it has boxes and
-    masks, which are dropped.
+    masks, which are dropped, as are the fusion weights outside the dense layers.
 
     Args:
         state_dict: theirs.
@@ -193,6 +198,8 @@ def convert_published(
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     converted, unknown = {}, []
     for key, value in state_dict.items():
+        if Published.may_leave_out.match(key):
+            continue
         name = _published_name(key, state_dict)
         if name is None:
             unknown.append(key)

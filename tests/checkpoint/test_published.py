@@ -34,26 +34,28 @@ def published(operator="a3d", slices=3, kernel_depth=True) -> dict:
     torch.manual_seed(1)
     weights = {}
 
-    def conv(name, c_out, c_in, k, fuses=False, bias=False, prefix="backbone."):
+    def conv(name, c_out, c_in, k, fuses=False, bias=False, prefix="backbone.", unused=False):
         depth = [k] if operator == "i3d" and fuses else [1] if kernel_depth and prefix == "backbone." else []
         weights[f"{prefix}{name}.weight"] = torch.randn(c_out, c_in, *depth, k, k)
         if bias:
             weights[f"{prefix}{name}.bias"] = torch.randn(c_out)
         if fuses and operator == "a3d":
             weights[f"{prefix}{name}.adaptive_align_weights"] = torch.randn(slices, slices, c_in)
+        if unused and operator == "a3d":  # of 3 slices in any model
+            weights[f"{prefix}{name}.adaptive_align_weights"] = torch.randn(3, 3, c_in)
 
     def norm(name, channels):
         for part in ("weight", "bias", "running_mean", "running_var"):
             weights[f"backbone.{name}.{part}"] = torch.rand(channels) + 0.5
         weights[f"backbone.{name}.num_batches_tracked"] = torch.tensor(7)
 
-    conv("conv0", 8, 1, 7)
+    conv("conv0", 8, 1, 7, unused=True)
     norm("norm0", 8)
     channels, outputs = 8, []
     for block, layers in enumerate((1, 2, 1), 1):
         if block > 1:
             norm(f"transition{block - 1}.norm", channels)
-            conv(f"transition{block - 1}.conv", channels // 2, channels, 1)
+            conv(f"transition{block - 1}.conv", channels // 2, channels, 1, unused=True)
             channels //= 2
         for layer in range(1, layers + 1):
             name = f"denseblock{block}.denselayer{layer}"
@@ -90,22 +92,32 @@ def equal(ours, theirs):
     return torch.equal(ours, theirs.reshape(ours.shape))
 
 
+UNUSED = {f"backbone.{name}.adaptive_align_weights" for name in ("conv0", "transition1.conv", "transition2.conv")}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kernel_depth", [True, False], ids=["3D kernels", "2D kernels"])
 @pytest.mark.parametrize(
     ("operator", "slices"), [("a3d", 3), ("a3d", 7), ("none", 3), ("i3d", 3), ("acs", 7), ("tsm", 3), ("alignshift", 7)]
 )
-def test_round_trip(repo, tmp_path, operator, slices, kernel_depth):
+def test_round_trip(repo, tmp_path, caplog, operator, slices, kernel_depth, zipped):
     theirs = published(operator, slices, kernel_depth)
     path = tmp_path / "published.pth"
-    torch.save({"meta": {"epoch": 20}, "state_dict": {f"module.{k}": v for k, v in theirs.items()}}, path)
+    content = {"meta": {"epoch": 20}, "state_dict": {f"module.{k}": v for k, v in theirs.items()}}
+    content["optimizer"] = torch.optim.SGD([torch.ones(2)], 0.1, 0.9).state_dict()
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     model = build(repo, operator, slices)
     for value in model.state_dict().values():
         value.fill_(-123)
-    LesionCheckpointer(model).load(str(path))
+    with caplog.at_level("INFO"):
+        LesionCheckpointer(model).load(str(path))
+    unused = UNUSED & theirs.keys()
+    assert unused == (UNUSED if operator == "a3d" else set())
+    assert all(f"module.{name}: not in the model" in caplog.text for name in unused)
     ours = model.state_dict()
     assert not any((value == -123).any() for value in ours.values())  # every parameter and buffer of ours is set
     converted = convert_published(theirs)
-    assert len(converted) == len(theirs)  # none of theirs is left over
+    assert len(converted) == len(theirs) - len(unused)  # none of theirs is left over
     assert set(converted) == set(ours)
 
     layer = "denseblock2.denselayer2"
