@@ -17,6 +17,7 @@ imported when they are first used. Whoever takes one from it that needs Detectro
                     build_a3d_resnet_fpn_backbone
     architectures   LesionRCNN, LesionRetinaNet
     mask head       DiceMaskHead
+    anchors         PublishedAnchorGenerator
     datasets        deeplesion_{train,val,test}, phantom_{train,val,test} and those of split files (splits/NAME.txt)
                     under $DETECTRON2_DATASETS
 """
@@ -37,6 +38,7 @@ _OF_DETECTRON2 = {
     "LesionCheckpointer": "checkpoint.detectron2",
     "LesionRCNN": "modeling.meta_arch",
     "LesionRetinaNet": "modeling.meta_arch",
+    "PublishedAnchorGenerator": "modeling.anchor_generator",
     "RandomAffine": "data.augmentation",
     "RandomHUJitter": "data.augmentation",
     "TakesSlices": "modeling.meta_arch",

@@ -34,6 +34,7 @@ NEED_DETECTRON2 = {
     "a3d_det2.engine.launching",
     "a3d_det2.engine.trainer",
     "a3d_det2.evaluation.deeplesion_evaluation",
+    "a3d_det2.modeling.anchor_generator",
     "a3d_det2.modeling.backbone",
     "a3d_det2.modeling.mask_head",
     "a3d_det2.modeling.meta_arch",

@@ -167,20 +167,20 @@ def test_each_anchor_keeps_its_outputs(repo):
 
 
 def test_boxes_are_those_of_mmdetection_1_but_end_behind_their_last_pixel(repo):
-    """Anchors and decoding of mmdetection 1, whose boxes name their last pixel, but for the rounding of anchors."""
-    model = build(repo)
+    """Anchors and decoding of mmdetection 1, whose boxes name their last pixel."""
+    model = build(repo, options=["MODEL.ANCHOR_GENERATOR.NAME", "PublishedAnchorGenerator"])
     (anchors,) = model.proposal_generator.anchor_generator([torch.zeros(1, 1, 3, 5)])
-    x, y = torch.meshgrid(torch.arange(5.0) * 4, torch.arange(3.0) * 4, indexing="xy")  # the corners of the cells
     theirs = []
-    for corner_x, corner_y in zip(x.ravel(), y.ravel(), strict=True):
-        for size in SIZES:
-            for ratio in RATIOS:
-                w, h = size / ratio**0.5, size * ratio**0.5
-                left, top = corner_x + 1.5 - (w - 1) / 2, corner_y + 1.5 - (h - 1) / 2
-                theirs.append([left, top, left + w - 1, top + h - 1])
+    for top in (0, 4, 8):
+        for left in (0, 4, 8, 12, 16):
+            for size in SIZES:
+                for ratio in RATIOS:
+                    reach_x, reach_y = (size / ratio**0.5 - 1) / 2, (size * ratio**0.5 - 1) / 2
+                    corners = left + round(-reach_x), top + round(-reach_y), left + round(reach_x), top + round(reach_y)
+                    theirs.append([float(corner) for corner in corners])
     x1, y1, x2, y2 = torch.tensor(theirs).T
     behind = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    torch.testing.assert_close(anchors.tensor, torch.stack([x1, y1, x2, y2], dim=1) + behind)
+    assert torch.equal(anchors.tensor, torch.stack([x1, y1, x2, y2], dim=1) + behind)
 
     dx, dy, dw, dh = deltas = torch.randn(4, len(x1)) * 0.5
     w, h = x2 - x1 + 1, y2 - y1 + 1
