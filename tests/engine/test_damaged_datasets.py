@@ -181,7 +181,8 @@ def test_there_are_many():
 
 
 # Both engines read the csv by the same code; a part of its damage is enough for the second.
-CASES = [("torchvision_loop", name) for name in FATAL]
+# Workers take five seconds to stop, so that one engine has them.
+CASES = [("torchvision_loop", name) for name in FATAL if "worker" not in name]
 CASES += [("launching", name) for i, name in enumerate(FATAL) if "DL_info" not in FATAL[name][1] or i % 5 == 0]
 
 
