@@ -23,8 +23,8 @@ def get_config_file(name: str) -> str:
         ValueError: if there is none of that name; the message lists the choices.
     """
     folder = next(folder for folder in _FOLDERS if folder.is_dir())
-    if not (folder / name).is_file():
-        choices = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
+    choices = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
+    if name not in choices:
         raise ValueError(f"Unknown config {name!r}. Choose one of {', '.join(choices)}.")
     return str(folder / name)
 
@@ -68,7 +68,7 @@ def get_config(name: str, trained: bool = False):
         from .config import add_a3d_config
     cfg = get_cfg()
     add_a3d_config(cfg)
-    cfg.merge_from_file(get_config_file(name))
+    cfg.merge_from_file(get_config_file(name), allow_unsafe=False)
     return cfg
 
 

@@ -30,8 +30,10 @@ def decode_mask(segmentation: dict | list, height: int, width: int) -> np.ndarra
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         raise ValueError(f"expected a mask of the image's size {height} x {width}, got one of {size}")
     runs = _listed_runs(counts) if isinstance(counts, list) else _runs_of_text(counts)
-    if runs.min(initial=0) < 0 or runs.sum() != height * width:
-        raise ValueError(f"expected runs that cover the {height * width} pixels of the image, got {runs.sum()} pixels")
+    pixels = height * width
+    # Each by itself first: their sum could pass the largest integer and come out right.
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > pixels or runs.sum() != pixels:
+        raise ValueError(f"expected runs that cover the {pixels} pixels of the image, got others")
     # Runs go down the columns, and every other one is of the mask.
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 

@@ -70,6 +70,15 @@ def test_runs_that_do_not_cover_the_image(counts):
         decode_mask({"size": [8, 8], "counts": counts}, 8, 8)
 
 
+def test_runs_whose_sum_passes_the_largest_integer():
+    for counts in ([1 << 31] * 3, [0, 1 << 31, 0, 64]):
+        with pytest.raises(ValueError, match="^expected runs"):
+            decode_mask({"size": [8, 8], "counts": counts}, 8, 8)
+    text = encode_mask(np.zeros((1023, 1024), dtype=bool))["counts"]
+    with pytest.raises(ValueError, match="^expected runs"):
+        decode_mask({"size": [8, 8], "counts": text * 5000}, 8, 8)
+
+
 @pytest.mark.parametrize("size", [[8, 7], [7, 8], [64], 64, None, "88", [8.5, 8]])
 def test_masks_of_another_size(size):
     with pytest.raises(ValueError, match="^expected a mask of the image's size 8 x 8, got one of"):

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import re
+from urllib.parse import urlparse
 
 from iopath.common.file_io import PathManager
 
 # At the end of a name, the first digits of the file's SHA-256, as torch.hub has them; dates look alike.
-_HASH = re.compile(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$")
+_HASH = re.compile(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8}|[0-9a-f]{64})\.\w+$")
 
 
 def find_weights(path: str, path_manager: PathManager) -> str:
@@ -23,16 +24,18 @@ def find_weights(path: str, path_manager: PathManager) -> str:
     Raises:
         FileNotFoundError: if there is no such file.
         OSError: if it cannot be downloaded.
-        ValueError: if the downloaded file is not the one that the hash in its name says, as ``-a639ec97.pth`` does; it
-            is removed from the cache.
+        ValueError: if the URL leads out of the cache, or the downloaded file is not the one that the hash in its name
+            says, as ``-a639ec97.pth`` does; it is removed from the cache.
     """
     name = path.partition("?")[0]
     if "://" not in name:
         if not os.path.isfile(name):
             raise FileNotFoundError(f"{name}: there is no such file of weights")
         return name
+    if ".." in urlparse(name).path.split("/"):
+        raise ValueError(f"{name}: expected a URL without '..', which would be written outside of the cache")
     local = path_manager.get_local_path(name)
-    if match := _HASH.search(name):
+    if is_download(path) and (match := _HASH.search(name)):
         digest = _sha256(local)
         if not digest.startswith(match[1]):
             size = os.path.getsize(local)
@@ -42,6 +45,11 @@ def find_weights(path: str, path_manager: PathManager) -> str:
                 f"{digest}; they were removed"
             )
     return local
+
+
+def is_download(path: str) -> bool:
+    """Whether the file is a copy in the cache, which may be removed; files by other schemes may be originals."""
+    return path.startswith(("http://", "https://", "ftp://"))
 
 
 def _sha256(path: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 
 from ..files import replacing
-from .download import find_weights
+from .download import find_weights, is_download
 from .formats import FORMATS, NOTHING, Format
 from .unpickling import read_pickle
 
@@ -56,7 +56,7 @@ class StrictCheckpointer(Checkpointer):
         try:
             return super().load(path, checkpointables)
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # all but the last of a strange optimizer
-            if isinstance(error, UnreadableWeights) and "://" in path:
+            if isinstance(error, UnreadableWeights) and is_download(path) and "?" not in path:
                 os.remove(local)  # or the next try would find it again
             raise ValueError(f"{path}: {error}") from error
 
@@ -66,7 +66,7 @@ class StrictCheckpointer(Checkpointer):
                 checkpoint = _model_zoo_checkpoint(read_pickle(filename))
             else:
                 checkpoint = super()._load_file(filename)
-        except OSError:
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # torch.load says nowhere what it raises for a damaged file; struct.error, for one
             message = f"expected a checkpoint with a state dict, got an unreadable file ({error})"

@@ -59,7 +59,12 @@ def _names() -> dict[tuple[str, str], Callable | None]:
     class Array(np.ndarray):
         """An array that is filled by bytes of the right number."""
 
+        is_filled = False
+
         def __setstate__(self, state: tuple):
+            if self.is_filled:  # once more would free what a view of it, which a pickle can hold, looks at
+                raise ValueError("expected an array that is filled once")
+            self.is_filled = True
             _, shape, dtype, is_fortran, content = state
             content = content.encode("latin1") if isinstance(content, str) else content
             super().__setstate__((1, shape, _dtype(dtype), bool(is_fortran), bytes(memoryview(content))))

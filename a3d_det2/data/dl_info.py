@@ -87,7 +87,7 @@ class Row:
         """Make the dict of :func:`load_deeplesion`, without annotations."""
         series, _, name = self.image_id.rpartition("_")
         is_name = os.path.basename(self.image_id) == self.image_id and self.image_id.isprintable()
-        if not is_name or not series or slice_number(name) is None or not name.endswith(".png"):
+        if not is_name or not series.strip(".") or slice_number(name) is None or not name.endswith(".png"):
             raise self.error("File_name", "a name such as 000001_01_01_109.png")
         x_spacing, y_spacing, slice_interval = self._numbers("Spacing_mm_px_", 3)
         width, height = self._numbers("Image_size", 2, int)

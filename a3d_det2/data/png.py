@@ -33,7 +33,7 @@ def read_png(path: str) -> np.ndarray:
         raise FileNotFoundError(
             f"{path}: no such slice. Expected DeepLesion's layout, Images_png/PPPPPP_SS_RR/NNN.png."
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UnreadableSlice(f"{path}: expected a complete 16-bit PNG, got an unreadable file ({error}).") from error
     if not (mode.startswith("I;16") or mode == "I"):  # "I" is what Pillow before 11 makes of a 16-bit grey PNG
         raise NotSixteenBit(

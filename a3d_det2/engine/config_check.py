@@ -49,6 +49,7 @@ def merge_config(cfg: CfgNode, config_file: str, opts: list[str]) -> None:
     defaults = dict(leaves(cfg))
     kinds = AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError, yaml.YAMLError
     with mistakes(f"{config_file}: ", kinds):
+        _check_bases(config_file)
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)
         except yaml.constructor.ConstructorError as error:  # of Detectron2's own RetinaNet configs as well
@@ -67,6 +68,21 @@ def merge_config(cfg: CfgNode, config_file: str, opts: list[str]) -> None:
         if value is None and isinstance(default, (int, float, list, tuple)) and key != "SOLVER.WEIGHT_DECAY_NORM":
             raise Mistake(f"{key}: expected a value such as {default!r}, got None.")
     cfg.freeze()
+
+
+def _check_bases(config_file: str) -> None:
+    """
+    Raises:
+        ValueError: if the config, or one that it is based on, is based on a URL. Such a file could be written anywhere,
+            as the cache that it goes to does not look at '..' in its path.
+    """
+    with open(config_file, encoding="utf-8") as f:
+        content = yaml.load(f, yaml.BaseLoader)  # text alone, whatever the tags say
+    bases = content.get("_BASE_", []) if isinstance(content, dict) else []
+    for base in [bases] if isinstance(bases, str) else bases:
+        if "://" in base:
+            raise ValueError(f"expected a file as _BASE_, got {base!r}; download it first")
+        _check_bases(os.path.join(os.path.dirname(config_file), os.path.expanduser(base)))
 
 
 def check_config(cfg: CfgNode, start: Start) -> None:
@@ -130,7 +146,7 @@ def _anchors(cfg: CfgNode, start: Start) -> Iterator[str]:
 
 
 def _batch(cfg: CfgNode, start: Start) -> Iterator[str]:
-    count, share = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.get("REFERENCE_WORLD_SIZE") or start.processes
+    count, share = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.get("REFERENCE_WORLD_SIZE") or max(start.processes, 1)
     if not start.eval_only and count % share:
         yield f"SOLVER.IMS_PER_BATCH: expected a multiple of the number of processes, {share}, got {count}."
 

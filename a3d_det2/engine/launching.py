@@ -56,7 +56,7 @@ def dataset_files(name: str) -> list[str]:
         raise ValueError(f"Unknown dataset {name!r}. Did you mean {' or '.join(close)}?")
     metadata = MetadataCatalog.get(name)
     paths = metadata.get("csv_file"), metadata.get("json_file")
-    return [path for path in paths if path and "://" not in path]
+    return [str(path) for path in paths if isinstance(path, (str, os.PathLike)) and "://" not in str(path)]
 
 
 def train(args):

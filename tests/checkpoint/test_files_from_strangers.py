@@ -208,6 +208,12 @@ def test_a_short_or_another_file_is_not_kept(checkpointer_class, server, tmp_pat
     assert files_in(tmp_path / "cache") == []
 
 
+def test_a_url_that_leads_out_of_the_cache(checkpointer_class, server, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a URL without '\.\.', which would be written outside of the cache"):
+        checkpointer_class(nn.Linear(2, 2)).load(f"{server}/../../{tmp_path.name}/outside.pth")
+    assert files_in(tmp_path) == []
+
+
 def test_a_file_that_is_not_there(checkpointer_class, server, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.pth: there is no such file of weights"):
         checkpointer_class(nn.Linear(2, 2)).load(str(tmp_path / "none.pth"))

@@ -111,6 +111,8 @@ def harmful() -> dict[str, bytes]:
         pickles[f"shape {shape!r} of {size} bytes"] = reconstruct + state
     pickles["a dtype that is text"] = reconstruct + b"(K\x01(K\x01tU\x02f8K\x00U\x08AAAAAAAAtb."
     pickles["numpy.ndarray called"] = b"cnumpy\nndarray\n(K\x08tR."
+    twice = b"(K\x01(K\x01t" + floats + b"K\x00U\x08AAAAAAAAtb"
+    pickles["an array that is filled twice"] = reconstruct + twice + twice + b"."
     pickles["a codec"] = b"c_codecs\nencode\n(Vabc\nVrot13\ntR."
     pickles["too deep"] = b"\x80\x02" + b"(" * 1000 + b"l" * 1000
     return pickles

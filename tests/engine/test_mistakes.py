@@ -110,6 +110,7 @@ CONFIGS = {
     "a missing base": b"_BASE_: nowhere.yaml",
     "itself as base": b"_BASE_: config.yaml",
     "a base of another type": b"_BASE_: 3",
+    "a base elsewhere": b"_BASE_: http://127.0.0.1:1/../../created",
     "a version of the future": b"VERSION: 99",
     "code": b"OUTPUT_DIR: !!python/object/apply:os.system ['touch created']",
     "an object": b"OUTPUT_DIR: !!python/object/apply:builtins.eval [\"open('created', 'w')\"]",
