@@ -40,7 +40,7 @@ def find_config_file(path_or_name: str) -> str:
     try:
         return get_config_file(path_or_name)
     except ValueError as error:
-        raise FileNotFoundError(f"There is no file {path_or_name!r}, nor a config of that name. {error}") from None
+        raise FileNotFoundError(f"There is no file {path_or_name!r}. {error}") from None
 
 
 def get_config(name: str, trained: bool = False):

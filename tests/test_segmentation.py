@@ -118,11 +118,29 @@ def test_numbers_are_a_polygon_or_an_error(polygon, height, width):
         [["a"] * 6],
         [[None] * 6],
         [[10**400] * 6],
+        [["1", "2", "3", "4", "5", "6"]],
+        [[True] * 6],
+        [[[1, 2], [3, 4], [5, 6]]],
     ],
 )
 def test_what_is_no_polygon(polygons):
     with pytest.raises(ValueError, match="^expected a (list of )?polygon"):
         decode_mask(polygons, 8, 8)
+
+
+def test_images_that_no_memory_holds():
+    for mask in ({"size": [1 << 15, 1 << 14], "counts": [1 << 29]}, [[1, 1, 4, 1, 4, 3]]):
+        with pytest.raises(
+            ValueError, match=r"^expected an image of at most 268435456 pixels, got one of 32768 x 16384$"
+        ):
+            decode_mask(mask, 1 << 15, 1 << 14)
+
+
+def test_messages_are_short():
+    for mask in ({"size": [8, 8], "counts": "o" * 10**6}, [[0.5] * 10**6 + ["a"]], {"size": "8" * 10**6}):
+        with pytest.raises(ValueError, match="^expected") as error:
+            decode_mask(mask, 8, 8)
+        assert len(str(error.value)) < 300
 
 
 def test_a_polygon_that_would_take_all_memory():

@@ -3,9 +3,12 @@
 import hashlib
 import os
 import re
+from http.client import HTTPException
 from urllib.parse import urlparse
 
 from iopath.common.file_io import PathManager
+
+from ..files import is_url
 
 # At the end of a name, the first digits of the file's SHA-256, as torch.hub has them; dates look alike.
 _HASH = re.compile(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8}|[0-9a-f]{64})\.\w+$")
@@ -28,13 +31,16 @@ def find_weights(path: str, path_manager: PathManager) -> str:
             says, as ``-a639ec97.pth`` does; it is removed from the cache.
     """
     name = path.partition("?")[0]
-    if "://" not in name:
-        if not os.path.isfile(name):
-            raise FileNotFoundError(f"{name}: there is no such file of weights")
-        return name
-    if ".." in urlparse(name).path.split("/"):
-        raise ValueError(f"{name}: expected a URL without '..', which would be written outside of the cache")
-    local = path_manager.get_local_path(name)
+    local = name
+    if is_url(name):
+        if ".." in urlparse(name).path.split("/"):
+            raise ValueError(f"{name}: expected a URL without '..', which would be written outside of the cache")
+        try:
+            local = path_manager.get_local_path(name)
+        except (OSError, HTTPException, ValueError) as error:
+            raise OSError(f"{name}: cannot be downloaded ({error})") from error
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"{name}: there is no such file of weights")
     if is_download(path) and (match := _HASH.search(name)):
         digest = _sha256(local)
         if not digest.startswith(match[1]):

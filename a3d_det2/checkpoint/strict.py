@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from fvcore.common.checkpoint import Checkpointer
 
-from ..files import replacing
+from ..files import replacing, shortened
 from .download import find_weights, is_download
 from .formats import FORMATS, NOTHING, Format
 from .unpickling import read_pickle
@@ -55,10 +55,14 @@ class StrictCheckpointer(Checkpointer):
         local = find_weights(path, self.path_manager) if path else path
         try:
             return super().load(path, checkpointables)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:  # all but the last of a strange optimizer
+        except torch.OutOfMemoryError:
+            raise
+        except ValueError as error:
             if isinstance(error, UnreadableWeights) and is_download(path) and "?" not in path:
                 os.remove(local)  # or the next try would find it again
             raise ValueError(f"{path}: {error}") from error
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path}: its states do not fit ({type(error).__name__}: {error})") from error
 
     def _load_file(self, filename: str):
         try:
@@ -83,6 +87,8 @@ class StrictCheckpointer(Checkpointer):
                 raise UnreadableWeights(
                     f"expected a state dict of names and tensors, got {name!r} and a {type(value).__name__}"
                 )
+            if np.iscomplexobj(value) if isinstance(value, np.ndarray) else value.is_complex():
+                raise UnreadableWeights(f"expected real numbers as {name!r}, got complex ones")
         return checkpoint
 
     def _load_model(self, checkpoint):
@@ -136,6 +142,22 @@ class StrictCheckpointer(Checkpointer):
             torch.save({"model": self.model.state_dict(), **states, **kwargs}, part)
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
+
+    def get_checkpoint_file(self) -> str:
+        """Give the path of the checkpoint to resume from.
+
+        Raises:
+            ValueError: if ``last_checkpoint`` has no name of a file beside it.
+        """
+        tag = os.path.join(self.save_dir, "last_checkpoint")
+        try:
+            path = super().get_checkpoint_file()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{tag}: expected the name of a checkpoint, got no text ({error})") from error
+        name = os.path.basename(path)
+        if path and (not name or path != os.path.join(self.save_dir, name)):
+            raise ValueError(f"{tag}: expected the name of a checkpoint beside it, got {shortened(path)}")
+        return path
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with replacing(os.path.join(self.save_dir, "last_checkpoint")) as part, open(part, "w") as f:

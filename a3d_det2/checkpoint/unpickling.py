@@ -49,7 +49,7 @@ def _names() -> dict[tuple[str, str], Callable | None]:
 
         def __init__(self, spec: str, align: bool = False, copy: bool = False):
             self.dtype = np.dtype(_text(spec))
-            if self.dtype.kind not in _NUMBERS + _TEXT:
+            if self.dtype.kind not in _NUMBERS + _TEXT or not self.dtype.itemsize:  # of no bytes, any shape would do
                 raise ValueError(f"expected a dtype of numbers or text, got {spec!r}")
 
         def __setstate__(self, state: tuple):

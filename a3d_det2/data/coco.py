@@ -5,8 +5,10 @@ import math
 import os
 from collections.abc import Iterable
 
+from ..files import shortened
 from ..segmentation import decode_mask
 from .dl_info import XYXY_ABS
+from .slices import is_interval
 
 
 def to_coco(records: list[dict], image_root: str) -> dict:
@@ -35,7 +37,7 @@ def to_coco(records: list[dict], image_root: str) -> dict:
                 "width": record["width"],
                 "height": record["height"],
                 "patient": record["patient"],
-                "slice_interval": interval if 0 < interval < math.inf else None,
+                "slice_interval": interval if is_interval(interval) else None,
                 "spacing": _finite(record["spacing"]),
                 "slice_range": list(record["slice_range"]),
             }
@@ -113,12 +115,12 @@ def read_coco(path: str, image_root: str = "") -> list[dict]:
     for annotation in _entries(annotations, "annotations", ("id", "image_id", "bbox"), path):
         name = f"{path}, annotation {annotation['id']!r}"
         if not isinstance(annotation["image_id"], (int, str)) or annotation["image_id"] not in records:
-            raise ValueError(f"{name}: there is no image {annotation['image_id']!r}.")
+            raise ValueError(f"{name}: there is no image {shortened(annotation['image_id'])}.")
         if annotation.get("iscrowd"):
             raise ValueError(f"{name}: expected a lesion, got a crowd (iscrowd = {annotation['iscrowd']}).")
         x, y, width, height = _numbers(annotation["bbox"], "bbox", 4, name)
         if not math.isfinite(x + y + width + height) or width < 0 or height < 0:
-            raise ValueError(f"{name}: expected a bbox of x, y, width and height, got {annotation['bbox']!r}.")
+            raise ValueError(f"{name}: expected a bbox of x, y, width and height, got {shortened(annotation['bbox'])}.")
         box = [x, y, x + width, y + height]
         lesion = {"bbox": box, "bbox_mode": XYXY_ABS, "category_id": 0, "iscrowd": 0}
         if annotation.get("diameters") is not None:
@@ -133,14 +135,17 @@ def read_coco(path: str, image_root: str = "") -> list[dict]:
 def _entries(entries, kind: str, keys: tuple[str, ...], path: str) -> list[dict]:
     """Check that ``entries`` is a list of dicts that have ``keys``, each with an id of its own."""
     if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list of {kind}, got {entries!r}.")
+        raise ValueError(f"{path}: expected a list of {kind}, got {shortened(entries)}.")
     seen = set()
     for i, entry in enumerate(entries):
         missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if missing:
             raise ValueError(f"{path}, entry {i} of {kind}: expected {', '.join(keys)}; {', '.join(missing)} missing.")
-        if not isinstance(entry["id"], (int, str)) or entry["id"] in seen:
-            raise ValueError(f"{path}, entry {i} of {kind}: expected an id that occurs once, got {entry['id']!r}.")
+        if not isinstance(entry["id"], (int, str)) or entry["id"] in seen or not str(entry["id"]).isprintable():
+            raise ValueError(
+                f"{path}, entry {i} of {kind}: expected an id, a number or printable text, that occurs once, got "
+                f"{shortened(entry['id'])}."
+            )
         seen.add(entry["id"])
     return entries
 
@@ -148,9 +153,11 @@ def _entries(entries, kind: str, keys: tuple[str, ...], path: str) -> list[dict]
 def _of_kind(entry: dict, key: str, kind: type | tuple[type, ...], name: str):
     """Check that ``entry[key]`` is of a type, or one of several."""
     value = entry[key]
-    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 1 << 31):
-        expected = {str: "text", int: "a whole number"}.get(kind, "a whole number or text")
-        raise ValueError(f"{name}: expected {expected} as {key}, got {value!r}.")
+    is_kind = isinstance(value, kind) and not isinstance(value, bool)
+    if not is_kind or (abs(value) >= 1 << 31 if isinstance(value, int) else not value.isprintable()):
+        text = "printable text"
+        expected = {str: text, int: "a whole number"}.get(kind, f"a whole number or {text}")
+        raise ValueError(f"{name}: expected {expected} as {key}, got {shortened(value)}.")
     return value
 
 
@@ -162,7 +169,7 @@ def _numbers(values, key: str, count: int, name: str, kind: type = float) -> tup
             raise ValueError
         return tuple(kind(math.nan if value is None else value) for value in values)
     except (ValueError, OverflowError):
-        raise ValueError(f"{name}: expected {count} number(s) as {key}, got {values!r}.") from None
+        raise ValueError(f"{name}: expected {count} number(s) as {key}, got {shortened(values)}.") from None
 
 
 def _finite(values: Iterable[float]) -> list[float | None]:

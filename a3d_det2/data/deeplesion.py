@@ -4,13 +4,13 @@ Reading needs no Detectron2 and opens no image.
 """
 
 import logging
-import math
 import os
 from importlib import import_module
 
 from .dl_info import SPLITS, read_rows
 from .mask_file import MASK_FILE, read_masks
 from .packed import PACKED_DIR
+from .slices import is_interval
 from .splits import rows_of_split, split_files
 
 
@@ -64,7 +64,7 @@ def load_deeplesion(
         if segmentation is not None:
             lesion["segmentation"] = segmentation
         record["annotations"].append(lesion)
-    bad = [name for name, record in records.items() if not 0 < record["slice_interval"] < math.inf]
+    bad = [name for name, record in records.items() if not is_interval(record["slice_interval"])]
     if bad:
         logging.getLogger(__name__).warning(
             f"{csv_path}: {len(bad)} of {len(records)} key slices in the {split} split have no positive slice interval "

@@ -141,7 +141,7 @@ class Row:
             values = [kind(value) for value in (self.values[column] or "").split(",")]
         except ValueError:
             values = []
-        if len(values) != count:
+        if len(values) != count or (kind is int and max(map(abs, values)) >= 1 << 31):
             noun = "whole number" if kind is int else "number"
             raise self.error(column, f"{count} {noun}s separated by commas" if count > 1 else f"a {noun}")
         return values

@@ -75,7 +75,9 @@ def read_masks(path: str) -> Masks:
         for mask in by_row.values():
             if mask["source"] != "none":
                 mask["size"], mask["counts"]
-            mask["image_id"], mask["bbox"]
+            mask["image_id"]
+            if len(mask["bbox"]) != 4 or not all(isinstance(value, (int, float)) for value in mask["bbox"]):
+                raise ValueError(f"the box {mask['bbox']!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected weak masks as datasets/prepare_deeplesion.py writes them, got a damaged file "
@@ -85,4 +87,4 @@ def read_masks(path: str) -> Masks:
 
 
 def _same_box(a: list[float], b: list[float]) -> bool:
-    return len(a) == len(b) == 4 and all(abs(x - y) < 0.01 for x, y in zip(a, b, strict=True))
+    return all(abs(x - y) < 0.01 for x, y in zip(a, b, strict=True))

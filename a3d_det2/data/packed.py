@@ -16,7 +16,7 @@ from .png import UnreadableSlice
 
 PACKED_DIR = "Images_packed"
 # What Blosc2 raises where a file is damaged.
-_DAMAGE = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, SyntaxError, ArithmeticError)
+_DAMAGE = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, SyntaxError, ArithmeticError, MemoryError)
 
 
 def packed_path(folder: str) -> str:
@@ -97,7 +97,9 @@ class PackedSeries:
             self.numbers: list[int] = list(self._array.schunk.vlmeta["numbers"])
             series = self._array.schunk.vlmeta["series"]
             self._checksums: list[int] = self._array.schunk.vlmeta["crc32"]
-            valid = self._array.dtype == np.uint16 and self._array.shape[0] == len(self.numbers)
+            count, is_array = len(self.numbers), self._array.dtype == np.uint16 and self._array.ndim == 3
+            is_whole = is_array and len(self._array) == len(self._checksums) == count
+            valid = is_whole and all(type(number) is int for number in [*self.numbers, *self._checksums])
         except _DAMAGE as error:
             raise self._damaged(error) from error
         if not valid:

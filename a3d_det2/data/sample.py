@@ -1,7 +1,6 @@
 """A dataset dict -> augmented, windowed slices, boxes and masks: what every engine trains and tests with."""
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from ..segmentation import check_polygons, decode_mask, draw_polygons
 from .once import LogOnce
 from .png import UnreadableSlice
 from .recist import is_recist_box, transform_recist_box
-from .slices import load_slice_stack, window_hu
+from .slices import is_interval, load_slice_stack, window_hu
 from .weak_masks import recist_ellipse
 
 Augment = Callable[[np.ndarray], tuple[np.ndarray, Transform]]
@@ -98,7 +97,8 @@ class SampleLoader:
         Raises:
             FileNotFoundError, UnreadableSlice: see :func:`load_slice_stack`; also if the key slice has another size
                 than the dict says.
-            ValueError: if masks are asked for and a lesion has nothing to make one of, or one that does not fit.
+            ValueError: if the dict has no slice_interval, or masks are asked for and a lesion has nothing to make one
+                of, or one that does not fit.
         """
         try:
             stack = self._load(record)
@@ -115,11 +115,16 @@ class SampleLoader:
         augmented = augmented.transpose(2, 0, 1)
         image = window_hu(augmented, self.hu_window, out=np.empty(augmented.shape, dtype=np.float32))
         interval = record["slice_interval"]
-        thickness = interval if 0 < interval < math.inf else self.slice_interval
+        thickness = interval if is_interval(interval) else self.slice_interval
         lesions = self._lesions(record, transform, original_size, image.shape[1:])
         return Sample(image, thickness, *lesions, original_size)
 
     def _load(self, record: dict) -> np.ndarray:
+        if "slice_interval" not in record:
+            raise ValueError(
+                f"{record['file_name']}: expected a dict with 'slice_interval', the distance between slices on disk in "
+                f"mm (NaN where it is not known), got one with {', '.join(record)}."
+            )
         stack = load_slice_stack(
             record["file_name"],
             self.num_slices,

@@ -17,6 +17,7 @@ from .png import UnreadableSlice, read_png, to_hu
 from .series import PngSeries, open_series
 
 RESAMPLING = ("linear", "published", "thin", "none")
+SMALLEST_INTERVAL = 1e-9  # mm; what is divided by it stays finite
 
 
 def read_slice(path: str) -> np.ndarray:
@@ -30,6 +31,11 @@ def read_slice(path: str) -> np.ndarray:
         UnreadableSlice: if it is not a complete 16-bit grey PNG; a ValueError.
     """
     return to_hu(read_png(path))
+
+
+def is_interval(value: float) -> bool:
+    """Whether a number can be the distance between slices, in mm: finite, and not so small that it must be an error."""
+    return SMALLEST_INTERVAL <= value < math.inf
 
 
 @cache
@@ -57,8 +63,8 @@ def load_slice_stack(
     Args:
         path: the key slice, ``.../109.png``; its neighbours are in the same folder.
         num_slices: D, odd.
-        slice_interval: distance between the slices on disk in mm. Where it is NaN, infinite, zero or negative, the
-            key slice is repeated D times, and one warning is logged; none by the workers of a data loader, as
+        slice_interval: distance between the slices on disk in mm. Where it is none, see :func:`is_interval`, the key
+            slice is repeated D times, and one warning is logged; none by the workers of a data loader, as
             :func:`load_deeplesion` has warned before.
         target_interval: distance between the slices of the result in mm.
         resampling: how slices between those on disk are made:
@@ -89,7 +95,7 @@ def load_slice_stack(
         raise ValueError(f"Unknown resampling {resampling!r}. Choose one of {', '.join(RESAMPLING)}.")
     neighbourhood = _Neighbourhood(path, slice_range, packed, on_damage or _log_once())
     stack = np.empty((num_slices, *neighbourhood.key_slice.shape), dtype=np.float32)
-    if not (math.isfinite(slice_interval) and slice_interval > 0):
+    if not is_interval(slice_interval):
         if multiprocessing.parent_process() is None:
             _log_once()(
                 "slice interval",

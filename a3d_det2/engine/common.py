@@ -5,6 +5,8 @@ import os
 from fvcore.common.config import CfgNode
 from torch import distributed, nn
 
+from ..files import shortened
+
 
 def broadcast_buffers(model: nn.Module) -> None:
     """Give all processes the buffers of the first, which is the one that saves: the statistics of BN differ between
@@ -12,6 +14,18 @@ def broadcast_buffers(model: nn.Module) -> None:
     if distributed.is_initialized():
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
+
+
+def whole_number(state: dict, key: str) -> int:
+    """Get a number that a checkpoint has of its training, such as the iteration.
+
+    Raises:
+        ValueError: if it is no whole number from 0 on.
+    """
+    value = state.get(key)
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected a whole number from 0 on as {key!r}, got {shortened(value)}")
+    return value
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> str:

@@ -4,13 +4,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import chain
 
 import torch
 import yaml
 from fvcore.common.config import CfgNode
 
+from ..files import is_url
 from .config_rules import RULES, Allowed
 from .mistakes import Mistake, mistakes
+
+ANCHOR_GENERATORS = ("DefaultAnchorGenerator", "PublishedAnchorGenerator")  # made of SIZES and ASPECT_RATIOS
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def _check_bases(config_file: str) -> None:
         content = yaml.load(f, yaml.BaseLoader)  # text alone, whatever the tags say
     bases = content.get("_BASE_", []) if isinstance(content, dict) else []
     for base in [bases] if isinstance(bases, str) else bases:
-        if "://" in base:
+        if is_url(base):
             raise ValueError(f"expected a file as _BASE_, got {base!r}; download it first")
         _check_bases(os.path.join(os.path.dirname(config_file), os.path.expanduser(base)))
 
@@ -93,14 +97,21 @@ def check_config(cfg: CfgNode, start: Start) -> None:
     Raises:
         Mistake: if a value cannot work; the message names the key, what is allowed and what came, a line for each.
     """
-    rules, problems = {**RULES, **start.rules}, []
-    for key, value in leaves(cfg):
-        if key in rules and not rules[key].holds(value):
-            problems.append(f"{key}: expected {rules[key].words}, got {value!r}.")
-    if not problems:  # what follows relies on each value by itself
-        problems = [problem for check in CHECKS for problem in check(cfg, start)] + list(start.checks(cfg))
-    if problems:
-        raise Mistake("\n  ".join(["The config cannot work.", *problems]))
+    rules = {**RULES, **start.rules}
+    stages = (  # each relies on those before it, and the last makes a folder
+        lambda: (
+            f"{key}: expected {rules[key].words}, got {value!r}."
+            for key, value in leaves(cfg)
+            if key in rules and not rules[key].holds(value)
+        ),
+        lambda: chain(*(check(cfg, start) for check in CHECKS), start.checks(cfg)),
+        lambda: _output(cfg),
+    )
+    for problems in stages:
+        # No evaluation looks at how a training would be done.
+        found = [problem for problem in problems() if not (start.eval_only and problem.startswith("SOLVER."))]
+        if found:
+            raise Mistake("\n  ".join(["The config cannot work.", *found]))
 
 
 def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -124,7 +135,8 @@ def _shapes(cfg: CfgNode, start: Start) -> Iterator[str]:
 
 
 def _anchors(cfg: CfgNode, start: Start) -> Iterator[str]:
-    if not cfg.MODEL.META_ARCHITECTURE.endswith("RCNN"):
+    generator = cfg.MODEL.ANCHOR_GENERATOR.get("NAME", "DefaultAnchorGenerator")
+    if not cfg.MODEL.META_ARCHITECTURE.endswith("RCNN") or generator not in ANCHOR_GENERATORS:
         return
     levels = len(cfg.MODEL.RPN.IN_FEATURES)
     counts = [1] * levels
@@ -147,7 +159,7 @@ def _anchors(cfg: CfgNode, start: Start) -> Iterator[str]:
 
 def _batch(cfg: CfgNode, start: Start) -> Iterator[str]:
     count, share = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.get("REFERENCE_WORLD_SIZE") or max(start.processes, 1)
-    if not start.eval_only and count % share:
+    if count % share:
         yield f"SOLVER.IMS_PER_BATCH: expected a multiple of the number of processes, {share}, got {count}."
 
 
@@ -156,7 +168,7 @@ def _device(cfg: CfgNode, start: Start) -> Iterator[str]:
     try:
         device = torch.device(name)
         if device.type != "cuda":
-            torch.empty(1, device=device)
+            torch.zeros(1, device=device).cpu()  # which also fails on "meta", that has no values
         elif not torch.cuda.is_available():
             yield f"MODEL.DEVICE: expected 'cpu', as torch finds no CUDA here, got {name!r}."
         elif (device.index or 0) >= torch.cuda.device_count():
@@ -165,7 +177,7 @@ def _device(cfg: CfgNode, start: Start) -> Iterator[str]:
             gpus = torch.cuda.device_count()
             yield f"Expected at most {gpus} processes on this machine, one for each GPU, got {start.processes_here}."
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        why = str(error).partition("\n")[0]
+        why = str(error).partition("\n")[0].partition(". ")[0]
         yield f"MODEL.DEVICE: expected a device of torch such as 'cuda' or 'cpu', got {name!r} ({why})."
 
 
@@ -191,13 +203,15 @@ def _datasets(cfg: CfgNode, start: Start) -> Iterator[str]:
 def _weights(cfg: CfgNode, start: Start) -> Iterator[str]:
     path = cfg.MODEL.WEIGHTS.partition("?")[0]
     goes_on = start.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if path and "://" not in path and not goes_on and not os.path.isfile(path):
+    if path and not is_url(path) and not goes_on and not os.path.isfile(path):
         yield f"MODEL.WEIGHTS: expected a URL or the path of a file, or '' for none; there is no file {path!r}."
 
 
-def _output(cfg: CfgNode, start: Start) -> Iterator[str]:
+def _output(cfg: CfgNode) -> Iterator[str]:
     why = ""
     try:
+        if is_url(cfg.OUTPUT_DIR):
+            raise ValueError("results are written to files of this machine")
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         if os.access(cfg.OUTPUT_DIR, os.W_OK | os.X_OK):
             return
@@ -206,4 +220,4 @@ def _output(cfg: CfgNode, start: Start) -> Iterator[str]:
     yield f"OUTPUT_DIR: expected a folder that can be written to, got {cfg.OUTPUT_DIR!r}{why}."
 
 
-CHECKS = (_shapes, _anchors, _batch, _device, _datasets, _weights, _output)
+CHECKS = (_shapes, _anchors, _batch, _device, _datasets, _weights)

@@ -53,7 +53,7 @@ def several(entry: Allowed, *, least: int = 1) -> Allowed:
     def holds(value) -> bool:
         return isinstance(value, (list, tuple)) and len(value) >= least and all(map(entry.holds, value))
 
-    return Allowed(f"{'one entry or more' if least else 'a list, empty or not'}, each {entry.words}", holds)
+    return Allowed(f"{'one entry or more, each' if least else 'a list whose entries are each'} {entry.words}", holds)
 
 
 ANY_NUMBER = Allowed("a number", number(-math.inf).holds)
@@ -138,7 +138,9 @@ RULES = {
     "MODEL.RPN.SMOOTH_L1_BETA": number(0),
     "MODEL.WEIGHTS": Allowed("a URL, the path of a file, or '' for none", lambda value: isinstance(value, str)),
     "OUTPUT_DIR": NAME,
-    "SEED": Allowed("a whole number from 0 on, or -1 for another seed each time", whole(-1, 2**31 - 1).holds),
+    "SEED": Allowed(
+        "a whole number from 0 to 2147483647, or -1 for another seed each time", whole(-1, 2**31 - 1).holds
+    ),
     "SOLVER.AMP.DTYPE": one_of(*AMP_DTYPES, ""),
     "SOLVER.BASE_LR": POSITIVE,
     "SOLVER.CHECKPOINT_PERIOD": COUNT,

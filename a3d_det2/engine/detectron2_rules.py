@@ -11,7 +11,7 @@ from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGIS
 from fvcore.common.config import CfgNode
 from fvcore.common.registry import Registry
 
-from .config_rules import POSITIVE, PROBABILITY, Allowed, number, one_of, several, whole
+from .config_rules import ANY_NUMBER, POSITIVE, PROBABILITY, Allowed, number, one_of, several, whole
 
 
 def registered(registry: Registry, *others: str) -> Allowed:
@@ -43,6 +43,12 @@ def _is_norm(value) -> bool:
     except KeyError:
         return False
     return True
+
+
+def _is_expected_result(entry) -> bool:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 4:
+        return False
+    return all(isinstance(name, str) for name in entry[:2]) and all(map(ANY_NUMBER.holds, entry[2:]))
 
 
 def detectron2_rules() -> dict[str, Allowed]:
@@ -82,9 +88,11 @@ def detectron2_rules() -> dict[str, Allowed]:
         "SOLVER.LR_SCHEDULER_NAME": one_of("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
         "SOLVER.REFERENCE_WORLD_SIZE": whole(0),
         "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
+        "TEST.DETECTIONS_PER_IMAGE": Allowed(
+            "a whole number from 1 on, or -1 for all", lambda value: whole(-1).holds(value) and value != 0
+        ),
         "TEST.EXPECTED_RESULTS": Allowed(
-            "a list of [task, metric, value, tolerance]",
-            lambda value: all(isinstance(entry, (list, tuple)) and len(entry) == 4 for entry in value),
+            "a list of [task, metric, value, tolerance]", lambda value: all(map(_is_expected_result, value))
         ),
     }
 

@@ -25,7 +25,7 @@ from ..data.coco import read_coco
 from ..data.deeplesion import load_deeplesion
 from ..data.dl_info import LESION_TYPES, SPLITS
 from ..data.mask_file import MASK_FILE
-from ..data.slices import load_slice_stack
+from ..data.slices import is_interval, load_slice_stack
 from ..evaluation.detection_reader import read_detections
 from ..evaluation.evaluation_files import write_json
 from ..evaluation.froc import FPS_PER_IMAGE
@@ -33,7 +33,7 @@ from ..evaluation.matching import OVERLAPS, REPEAT_HITS, MatchRule
 from ..evaluation.report.page import write_report
 from ..evaluation.report.tables import comparison_table, csv_rows, score_table
 from ..evaluation.split_evaluation import SplitEvaluation, compare, nan_to_none
-from ..files import replacing
+from ..files import printable, replacing
 
 GALLERY_SLICES, GALLERY_INTERVAL = 5, 2.0  # mm
 
@@ -124,7 +124,7 @@ def named(arguments: list[str]) -> dict[str, str]:
 def load_slices(image: dict) -> tuple[np.ndarray, float]:
     """The key slice with its neighbours, where the ground truth says how far they are apart; otherwise alone."""
     interval = image.get("slice_interval", np.nan)
-    slices = GALLERY_SLICES if 0 < interval < np.inf else 1
+    slices = GALLERY_SLICES if is_interval(interval) else 1
     known_range = tuple(image["slice_range"]) if "slice_range" in image else None
     stack = load_slice_stack(image["file_name"], slices, interval, GALLERY_INTERVAL, slice_range=known_range)
     return stack, GALLERY_INTERVAL
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     except (OSError, ValueError) as error:
-        sys.exit(f"{error}")
+        sys.exit(printable(str(error)))
     comparison = compare(*evaluations.values()) if args.compare else None
 
     print(f"{title}: {len(images)} key slices. Sensitivity (%) at false positives per image; {rule}")

@@ -18,6 +18,7 @@ from torch import distributed
 from ..config import add_a3d_config
 from ..data import deeplesion
 from ..data.deeplesion import datasets_root, named_splits
+from ..files import is_url
 from ..model_zoo import find_config_file
 from .config_check import Start, check_config, merge_config
 from .detectron2_rules import detectron2_checks, detectron2_rules
@@ -56,7 +57,7 @@ def dataset_files(name: str) -> list[str]:
         raise ValueError(f"Unknown dataset {name!r}. Did you mean {' or '.join(close)}?")
     metadata = MetadataCatalog.get(name)
     paths = metadata.get("csv_file"), metadata.get("json_file")
-    return [str(path) for path in paths if isinstance(path, (str, os.PathLike)) and "://" not in str(path)]
+    return [str(path) for path in paths if isinstance(path, (str, os.PathLike)) and not is_url(path)]
 
 
 def train(args):
@@ -112,7 +113,12 @@ def _train_and_leave(args) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line of ``train_net.py``, that of Detectron2's trainings."""
-    args = default_argument_parser().parse_args(argv)
+    parser = default_argument_parser()
+    args = parser.parse_args(argv)
+    if args.num_gpus < 0 or args.num_machines < 1:
+        parser.error(
+            f"expected --num-gpus from 0 and --num-machines from 1 on, got {args.num_gpus}, {args.num_machines}"
+        )
     with exit_on_mistakes():
         with mistakes("--config-file: "):
             args.config_file = find_config_file(args.config_file)  # default_setup reads it as a file

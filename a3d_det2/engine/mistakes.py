@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from torch.multiprocessing import ProcessExitedException
 
+from ..files import printable
+
 EXIT_STATUS = 2  # as argparse's
 # By which configs, registries, weights and files say that they are wrong.
 KINDS = (AssertionError, KeyError, OSError, ValueError)
@@ -52,7 +54,7 @@ def exit_on_mistakes() -> Iterator[None]:
     except Mistake as error:
         if sys.flags.dev_mode:
             raise
-        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)
+        print(f"{os.path.basename(sys.argv[0])}: error: {printable(str(error))}", file=sys.stderr, flush=True)
     except ProcessExitedException as error:
         if error.exit_code != EXIT_STATUS:
             raise

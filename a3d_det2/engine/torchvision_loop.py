@@ -31,7 +31,7 @@ from ..evaluation.evaluation_files import evaluate_results
 from ..model_zoo import find_config_file, get_config_file
 from ..modeling.torchvision_rcnn import build_lesion_rcnn
 from ..segmentation import encode_mask
-from .common import broadcast_buffers, inference_folder
+from .common import broadcast_buffers, inference_folder, whole_number
 from .config_check import Start, check_config, merge_config
 from .config_rules import Allowed
 from .mistakes import DATA_FAULTS, exit_on_mistakes, mistakes
@@ -149,7 +149,10 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
     checkpointer.add_checkpointable("scaler", scaler)
     resume = resume and checkpointer.has_checkpoint()
     loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    start, seed = (loaded["iteration"] + 1, loaded["seed"]) if resume else (0, seed)
+    start = 0
+    if resume:
+        with mistakes(f"{checkpointer.get_checkpoint_file()}: "):
+            start, seed = whole_number(loaded, "iteration") + 1, whole_number(loaded, "seed")
     parallel = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
     records = [record for name in cfg.DATASETS.TRAIN for record in load_named(name)]
     share = range(start * batch_size + rank(), solver.MAX_ITER * batch_size, world)
@@ -206,7 +209,8 @@ def run(args: argparse.Namespace) -> None:
     with mistakes("--config-file: "):
         config_file = find_config_file(args.config_file)
     cfg = load_config(config_file, args.opts)
-    processes, here = (int(os.getenv(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # of torchrun
+    with mistakes("WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them: "):
+        processes, here = (int(os.getenv(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     check_config(cfg, Start(args.resume, args.eval_only, processes, here, dataset_files, RULES))
     device, seed = torch.device(cfg.MODEL.DEVICE), [cfg.SEED if cfg.SEED >= 0 else random.getrandbits(31)]
     if device.type == "cuda":

@@ -12,7 +12,7 @@ from ..checkpoint.detectron2 import LesionCheckpointer
 from ..config import amp_dtype, clips_full_model
 from ..data.loaders import build_lesion_test_loader, build_lesion_train_loader
 from ..evaluation.deeplesion_evaluation import DeepLesionEvaluator
-from .common import broadcast_buffers, inference_folder
+from .common import broadcast_buffers, inference_folder, whole_number
 from .hooks import BestCheckpointer
 
 
@@ -75,6 +75,15 @@ class Trainer(DefaultTrainer):
 
         optimizer.register_step_pre_hook(clip_full_model)
         return optimizer
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: if its iteration is no whole number from 0 on.
+        """
+        whole_number(state_dict, "iteration")
+        super().load_state_dict(state_dict)
 
     @classmethod
     def build_train_loader(cls, cfg):

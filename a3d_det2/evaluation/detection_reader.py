@@ -13,6 +13,7 @@ from numbers import Real
 
 import numpy as np
 
+from ..files import shortened
 from .matching import is_box
 
 CSV_COLUMNS = ("image_id", "x1", "y1", "x2", "y2", "score")
@@ -80,7 +81,7 @@ def detections_from_results(results: list[dict], image_ids: Sequence, source: st
     bboxes = [result["bbox"] for result in results]
     for i, box in enumerate(bboxes):
         if not isinstance(box, (list, tuple)) or len(box) != 4:
-            raise ValueError(f"{source}, entry {i}: expected a bbox of 4 numbers, got {box!r}.")
+            raise ValueError(f"{source}, entry {i}: expected a bbox of 4 numbers, got {shortened(box)}.")
     flat = list(itertools.chain.from_iterable(bboxes))
     boxes = _numbers(flat, source, "a bbox of 4 numbers", per_entry=4).reshape(-1, 4)
     with np.errstate(invalid="ignore"):  # inf - inf
@@ -89,7 +90,9 @@ def detections_from_results(results: list[dict], image_ids: Sequence, source: st
     masks = [result.get("segmentation") for result in results]
     for i, mask in enumerate(masks):
         if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
-            raise ValueError(f"{source}, entry {i}: expected the segmentation as run-length encoding, got {mask!r}.")
+            raise ValueError(
+                f"{source}, entry {i}: expected the segmentation as run-length encoding, got {shortened(mask)}."
+            )
     warnings, ids = [], [str(result["id"]) for result in results if "id" in result]
     if repeated := len(ids) - len(set(ids)):
         warnings.append(f"{repeated} of {len(results)} detections have an id that another has; ids are not used.")
@@ -143,7 +146,7 @@ def _numbers(values: list, source: str, expected: str, per_entry: int = 1) -> np
     others = {kind for kind in set(map(type, values)) if not issubclass(kind, Real) or kind is bool}
     if others:
         i, value = next((i, value) for i, value in enumerate(values) if type(value) in others)
-        raise ValueError(f"{source}, entry {i // per_entry}: expected {expected}, got {value!r}.")
+        raise ValueError(f"{source}, entry {i // per_entry}: expected {expected}, got {shortened(value)}.")
     try:
         return np.array(values, dtype=np.float64)
     except OverflowError as error:
@@ -161,7 +164,8 @@ def _image_indices(ids: list, image_ids: Sequence, source: str) -> np.ndarray:
         except (KeyError, TypeError):  # TypeError: a list cannot be looked up
             known = "none" if not index else f"{len(index)} images, such as {next(iter(index))!r}"
             raise ValueError(
-                f"{source}, entry {i}: expected an image of the ground truth, which has {known}; got {image_id!r}."
+                f"{source}, entry {i}: expected an image of the ground truth, which has {known}; got "
+                f"{shortened(image_id)}."
             ) from None
     return indices
 

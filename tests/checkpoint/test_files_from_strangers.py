@@ -82,6 +82,7 @@ def strange_files() -> dict[str, bytes]:
         "nested": {"model": {"weight": {"a": torch.ones(2)}}},
         "state_dict": {"state_dict": 3},
         "empty": {},
+        "complex": {"weight": torch.ones(2, 2, dtype=torch.complex64), "bias": torch.ones(2)},
         "too small": {"weight": torch.ones(1, 2), "bias": torch.ones(2)},
         "too many": {**good, "more": torch.ones(2)},
         "too few": {"weight": torch.ones(2, 2)},
@@ -92,6 +93,7 @@ def strange_files() -> dict[str, bytes]:
         files[f"{name}.pth"] = saved(content)
         files[f"{name}.pkl"] = pickle.dumps({"model": _as_arrays(content), "__author__": "a stranger"})
         files[f"{name}, alone.pkl"] = pickle.dumps([_as_arrays(content)])
+    files["no values.pth"] = saved({key: value.to("meta") for key, value in good.items()})
     files["other names.pkl"] = pickle.dumps({"conv1_w": np.ones(3), "blobs": {"conv2_w": np.ones(3)}})
     for name, content in (("alone", Harmful()), ("in a dict", {"model": Harmful(), "__author__": "a"})):
         files[f"harmful {name}.pkl"] = pickle.dumps(content)
@@ -138,6 +140,7 @@ def strange_states(optimizer: dict) -> dict[str, object]:
         "no state": {"param_groups": optimizer["param_groups"]},
         "groups that are none": {"state": {}, "param_groups": 3},
         "other parameters": other,
+        "no values": {**optimizer, "state": {0: {"momentum_buffer": torch.ones(2, 2, device="meta")}}},
     }
 
 
@@ -150,6 +153,18 @@ def test_an_optimizer_of_another_kind(checkpointer_class, name, tmp_path):
     (tmp_path / "last_checkpoint").write_text("model.pth")
     with pytest.raises(ValueError, match=r"model.pth: "):
         checkpointer_class(model, str(tmp_path), optimizer=optimizer).resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"..", b"a/../model.pth", b"http://127.0.0.1:1/a.pth", b"/a.pth", b"\xff\xfe"]
+)
+def test_a_last_checkpoint_that_is_no_name_of_a_file(checkpointer_class, content, tmp_path):
+    torch.save({"model": nn.Linear(2, 2).state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=r"last_checkpoint: expected the name|\.\.: there is no such"
+    ):
+        checkpointer_class(nn.Linear(2, 2), str(tmp_path)).resume_or_load("", resume=True)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -203,7 +218,7 @@ def test_the_hash_in_a_name_is_checked_each_time(checkpointer_class, server, tmp
 @pytest.mark.parametrize("name", ["short.pth", "short-unsaid.pth", "short-0123abcd-unsaid.pth", "unsaid-0123abcd.pth"])
 def test_a_short_or_another_file_is_not_kept(checkpointer_class, server, tmp_path, name):
     (tmp_path / "server" / name).write_bytes(saved(nn.Linear(2, 2).state_dict()))
-    with pytest.raises((ValueError, OSError), match=r"\.pth: expected a|retrieval incomplete"):
+    with pytest.raises((ValueError, OSError), match=r"\.pth: (expected a|cannot be downloaded .*retrieval incomplete)"):
         checkpointer_class(nn.Linear(2, 2)).load(f"{server}/{name}")
     assert files_in(tmp_path / "cache") == []
 
@@ -214,8 +229,18 @@ def test_a_url_that_leads_out_of_the_cache(checkpointer_class, server, tmp_path)
     assert files_in(tmp_path) == []
 
 
+def test_a_page_that_is_not_there_is_named(checkpointer_class, server):
+    with pytest.raises(OSError, match=r"/none.pth: cannot be downloaded .*"):
+        checkpointer_class(nn.Linear(2, 2)).load(f"{server}/none.pth")
+
+
+def test_a_scheme_that_nobody_knows(checkpointer_class):
+    with pytest.raises(OSError, match=r"gopher://host/weights.pth"):
+        checkpointer_class(nn.Linear(2, 2)).load("gopher://host/weights.pth")
+
+
 def test_a_file_that_is_not_there(checkpointer_class, server, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.pth: there is no such file of weights"):
         checkpointer_class(nn.Linear(2, 2)).load(str(tmp_path / "none.pth"))
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(OSError, match=r"http://127.0.0.1:1/none.pth: cannot be downloaded .*refused"):
         checkpointer_class(nn.Linear(2, 2)).load("http://127.0.0.1:1/none.pth")

@@ -109,6 +109,8 @@ def harmful() -> dict[str, bytes]:
     ):
         state = b"(K\x01(" + shape + b"t" + floats + b"K\x00U" + bytes([size]) + b"A" * size + b"tb."
         pickles[f"shape {shape!r} of {size} bytes"] = reconstruct + state
+    nothing = b"cnumpy\ndtype\n(U\x02S0K\x00K\x01tR"
+    pickles["a long array of nothing"] = reconstruct + b"(K\x01(\x8a\x06\0\0\0\0\0\x10t" + nothing + b"K\x00U\x00tb."
     pickles["a dtype that is text"] = reconstruct + b"(K\x01(K\x01tU\x02f8K\x00U\x08AAAAAAAAtb."
     pickles["numpy.ndarray called"] = b"cnumpy\nndarray\n(K\x08tR."
     twice = b"(K\x01(K\x01t" + floats + b"K\x00U\x08AAAAAAAAtb"

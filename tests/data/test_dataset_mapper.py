@@ -224,7 +224,7 @@ def test_an_unreadable_key_slice_stops_or_is_skipped_and_counted(record, kind, c
 
 def test_skipping_hides_no_other_error(record):
     del record["slice_interval"]
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="'slice_interval'"):
         mapper(unreadable_key_slice="skip")(record)
     with pytest.raises(ValueError, match="Unknown unreadable_key_slice 'ignore'. Choose one of error, skip"):
         mapper(unreadable_key_slice="ignore")

@@ -144,6 +144,31 @@ def test_other_files(tmp_path):
         PackedSeries(str(tmp_path / "none.b2nd"))
 
 
+@pytest.mark.parametrize("numbers", [{"a": 1}, [{}, 1], [1, 2, 3], ["1", "2"], None, 5])
+def test_numbers_that_are_none(tmp_path, numbers):
+    path = str(tmp_path / "000001_02_03.b2nd")
+    array = blosc2.asarray(np.zeros((2, 4, 4), np.uint16), urlpath=path, mode="w")
+    for key, value in (("numbers", numbers), ("series", "000001_02_03"), ("crc32", [0, 0])):
+        array.schunk.vlmeta[key] = value
+    with pytest.raises(UnreadableSlice, match=r"000001_02_03.b2nd: expected a packed series"):
+        PackedSeries(path)
+
+
+def no_memory(*_):
+    raise MemoryError("32 GiB")
+
+
+def test_an_array_that_no_memory_holds(tmp_path, monkeypatch):
+    path = str(tmp_path / "000001_02_03.b2nd")
+    array = blosc2.zeros((2, 1 << 17, 1 << 17), np.uint16, urlpath=path, mode="w", chunks=(1, 1 << 14, 1 << 14))
+    for key, value in (("numbers", [1, 2]), ("series", "000001_02_03"), ("crc32", [0, 0])):
+        array.schunk.vlmeta[key] = value
+    with pytest.raises(UnreadableSlice, match=r"000001_02_03.b2nd: expected a packed series"):
+        series = PackedSeries(path)
+        monkeypatch.setattr(type(series._array), "__getitem__", no_memory)
+        series.read(1)
+
+
 HARMFUL = """
 def harmful(inputs, output, offset, created=open("created", "w")):
     output[:] = inputs[0]

@@ -47,6 +47,21 @@ def test_by_hand(record):
     assert record["annotations"] == [{"bbox": BOX, "category_id": 0}]
 
 
+def test_no_interval(record):
+    del record["slice_interval"]
+    with pytest.raises(
+        ValueError, match=r"010.png: expected a dict with 'slice_interval', .* got one with file_name, hei"
+    ):
+        load(record)
+
+
+@pytest.mark.parametrize("interval", [math.nan, 0, -1, 1e-320, math.inf])
+def test_an_interval_that_is_none(record, interval):
+    sample = load({**record, "slice_interval": interval})
+    assert sample.thickness == 2.0
+    assert np.array_equal(sample.image[0], sample.image[1])
+
+
 def test_the_image_is_contiguous_whatever_the_transform(record):
     """A tensor made of it shares its memory, and a batch is copied from it."""
     for transform in (HFlipTransform(WIDTH), ScaleTransform(HEIGHT, WIDTH, 60, 80, "bilinear")):

@@ -110,24 +110,33 @@ CSV = {
     "no quotes": lambda text: text.replace(b'"', b""),
     "a page": lambda text: b"<html>404</html>",
 }
+LONG = "000001_01_01_" + "9" * 5000 + ".png"
 VALUES = {
-    "File_name": ["", "../../000001_01_01_001.png", "000001_01_01_abc.png", "/etc/passwd", "000001_01_01_001.jpg"],
+    "File_name": [
+        "",
+        "../../000001_01_01_001.png",
+        "000001_01_01_abc.png",
+        "/etc/passwd",
+        "000001_01_01_001.jpg",
+        "..._1.png",
+        LONG,
+    ],
     "Bounding_boxes": ["", "1,2,3", "nan, nan, nan, nan", "40, 40, 30, 30", "500, 500, 600, 600", "a, b, c, d"],
     "Measurement_coordinates": ["", "1, 2", "inf, 1, 1, 1, 1, 1, 1, 1", "x"],
-    "Image_size": ["", "0, 0", "-96, 96", "96", "1e3, 1e3", "48, 48"],
+    "Image_size": ["", "0, 0", "-96, 96", "96", "1e3, 1e3", "48, 48", "9" * 401 + ", 96"],
     "Spacing_mm_px_": ["", "1, 1", "x, y, z"],
     "Slice_range": ["", "5", "9, 3", "1, 99999999"],
     "Train_Val_Test": ["", "4", "train"],
     "Patient_index": ["", "x"],
     "Possibly_noisy": ["", "x"],
-    "Coarse_lesion_type": ["", "x"],
+    "Coarse_lesion_type": ["", "x", "9" * 30],
     "Lesion_diameters_Pixel_": ["", "1"],
 }
 # Name -> what is done, a part of the message, and options.
 FATAL = {f"csv: {name}": (of_csv(change), "DL_info.csv", []) for name, change in CSV.items()}
 FATAL |= {f"no {column}": (without_column(column), f"DL_info.csv.*{column}", []) for column in COLUMNS}
 FATAL |= {
-    f"{column}: {value!r}": (of_column(column, value), f"DL_info.csv, line .*, column {column}", [])
+    f"{column}: {value[:40]!r}": (of_column(column, value), f"DL_info.csv, line .*, column {column}", [])
     for column, values in VALUES.items()
     for value in values
     if value != "48, 48"
@@ -152,6 +161,10 @@ FATAL |= {
     "masks: too long": (of_masks(lambda mask: {**mask, "counts": [10**8]}), r"\.png: expected runs", MASKS),
     "masks: text": (of_masks(lambda mask: {**mask, "counts": "oooooo0"}), r"\.png: expected runs", MASKS),
     "masks: size": (of_masks(lambda mask: {**mask, "size": [1, 1]}), r"\.png: expected a mask of the image", MASKS),
+    **{
+        f"masks: bbox {box}": (of_masks(lambda mask, box=box: {**mask, "bbox": box}), r"weak_masks.json: .*damaged", MASKS)
+        for box in (None, 5, [None] * 4, ["1"] * 4, [1.0])
+    },
     "masks: no counts": (of_masks(lambda mask: {**mask, "counts": None}), r"\.png: expected runs", MASKS),
 }
 REPLACED = {
@@ -159,7 +172,7 @@ REPLACED = {
     "a cut neighbour": of_slices(truncate, offset=1, of_all=False),
     "an 8-bit neighbour": of_slices(make_8_bit, offset=1, of_all=False),
     "intervals that are none": lambda dataset: [
-        of_column("Spacing_mm_px_", value)(dataset) for value in ("0.7, 0.7, NaN", "0.7, 0.7, -2")
+        of_column("Spacing_mm_px_", value)(dataset) for value in ("0.7, 0.7, NaN", "0.7, 0.7, -2", "1, 1, 1e-320")
     ],
     "packed series beside PNG files": packed,
     "empty masks": of_masks(lambda mask: mask),

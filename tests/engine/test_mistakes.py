@@ -25,6 +25,9 @@ SLIPS = [
     ("MODEL.ROI_HEADS.NUM_CLASSES", 0, "expected a whole number from 1 on, got 0"),
     ("MODEL.DEVICE", "gpu", "expected a device of torch such as 'cuda' or 'cpu', got 'gpu'"),
     ("MODEL.DEVICE", "cuda", "expected 'cpu', as torch finds no CUDA here, got 'cuda'"),
+    ("MODEL.DEVICE", "meta", "expected a device of torch such as 'cuda' or 'cpu', got 'meta'"),
+    ("MODEL.DEVICE", "fpga", r"got 'fpga' \(.{5,200}\)\.\n$"),
+    ("OUTPUT_DIR", "s3://bucket/out", "got 's3://bucket/out' .results are written to files of this machine"),
     ("MODEL.WEIGHTS", "nowhere.pth", "expected a URL or the path of a file, .* there is no file 'nowhere.pth'"),
     ("INPUT.HU_WINDOW", "(-1024.0,)", r"expected two numbers, the lower one first, got \(-1024.0,\)"),
     ("INPUT.HU_WINDOW", "(50.0, 50.0)", "expected two numbers, the lower one first"),
@@ -41,8 +44,8 @@ SLIPS = [
     ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0, "expected a number above 0, got 0.0"),
     ("SOLVER.STEPS", "(20, 10)", r"expected whole numbers above 0, each larger than the one before, got \(20, 10\)"),
     ("SOLVER.BASE_LR", "1e999", "expected a number above 0, got inf"),
-    ("TEST.DETECTIONS_PER_IMAGE", 0, "expected a whole number from 1 on, got 0"),
-    ("SEED", -7, "expected a whole number from 0 on, or -1 for another seed each time, got -7"),
+    ("TEST.DETECTIONS_PER_IMAGE", 0, "expected a whole number from 1 on.*, got 0"),
+    ("SEED", -7, "expected a whole number from 0 to 2147483647, or -1 for another seed each time, got -7"),
 ]
 
 
@@ -52,7 +55,7 @@ def test_a_slip_is_named_before_anything_is_written(start, tmp_path, key, value,
     assert printed is not None
     assert key in printed
     assert re.search(message, printed), printed
-    assert not os.path.exists(tmp_path / "out" / "log.txt")
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_slips_are_said_at_once(start):
@@ -71,6 +74,34 @@ def test_an_evaluation_needs_a_test_set_and_no_training_set(start):
     printed = start("DATASETS.TEST", "()", "DATASETS.TRAIN", "()", arguments=["--eval-only"])
     assert "DATASETS.TEST: expected one dataset or more to evaluate, got ()." in printed
     assert "TRAIN" not in printed
+
+
+def test_an_evaluation_does_not_look_at_how_a_training_would_be_done(start):
+    for key, value in (("SOLVER.AMP.ENABLED", True), ("SOLVER.IMS_PER_BATCH", 0)):
+        assert start(key, value, arguments=["--eval-only"]) is None
+
+
+def test_a_checkpoint_without_a_number_of_its_iteration(start, tmp_path):
+    assert start("SOLVER.MAX_ITER", 1) is None
+    path = tmp_path / "out" / "model_final.pth"
+    checkpoint = torch.load(path)
+    for value in (None, "3", -1, 2.5):
+        checkpoint.get("trainer", checkpoint)["iteration"] = value
+        torch.save(checkpoint, path)
+        printed = start(arguments=["--resume"])
+        assert f"model_final.pth: expected a whole number from 0 on as 'iteration', got {value!r}" in printed
+
+
+def test_how_many_processes(start, engine, monkeypatch, capfd):
+    if engine.__name__.endswith("launching"):
+        for arguments in (["--num-gpus", "-1"], ["--num-machines", "0"]):
+            with pytest.raises(SystemExit, match="2"):
+                engine.main(["--config-file", "quick/a3d_7slice.yaml", *arguments])
+            assert "expected --num-gpus from 0 and --num-machines from 1 on" in capfd.readouterr().err
+        assert start(arguments=["--num-gpus", "0"]) is None
+    else:
+        monkeypatch.setenv("WORLD_SIZE", "x")
+        assert "WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them: invalid literal" in start()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +158,12 @@ def test_a_file_that_is_no_config(start, tmp_path, name, monkeypatch):
     assert printed is not None
     assert len(printed) > 30
     assert sorted(os.listdir()) == ["config.yaml"]
+
+
+def test_names_cannot_write_anywhere_on_the_screen(start, tmp_path):
+    printed = start("MODEL.WEIGHTS", tmp_path / "\x1b[2Jä.pth")
+    assert "\x1b" not in printed
+    assert "[2Jä.pth" in printed
 
 
 def test_no_file(start, tmp_path):

@@ -20,6 +20,8 @@ ANYTHING = {
     "negative": -1,
     "not a number": float("nan"),
     "infinite": float("inf"),
+    "half a character": "\ud800",
+    "an escape": "\x1b[2J",
 }
 BOXES = {
     "three numbers": [1, 2, 3],
@@ -171,6 +173,16 @@ def test_a_field_of_an_annotation(score, truth, field, name):
     first[field] = ANNOTATION[field][name]
     message = score("results.json", json.dumps([found]).encode(), json.dumps(changed).encode())
     assert message is None or "truth.json" in message or found["image_id"] in message, message
+
+
+def test_an_image_that_no_memory_holds(score, truth):
+    changed, height, width = copy.deepcopy(truth), 200_000, 100_000
+    changed["images"][0] |= {"height": height, "width": width}
+    first = changed["annotations"][0]
+    mask = {"size": [height, width], "counts": [height * width]}
+    found = {**result(truth), "image_id": first["image_id"], "bbox": first["bbox"], "segmentation": mask}
+    message = score("results.json", json.dumps([found]).encode(), json.dumps(changed).encode())
+    assert f"{first['image_id']}, predicted mask: expected an image of at most" in message
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -160,7 +160,7 @@ def link_series(source: str, image_root: str) -> None:
 def _open(path: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter of a later version of the format
         raise DamagedArchive(f"{path}: expected a complete zip file ({error}). Download it again.") from error
 
 

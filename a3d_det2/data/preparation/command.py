@@ -31,7 +31,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...files import replacing
+from ...files import printable, replacing
 from ..mask_file import MASK_FILE, write_masks
 from ..packed import PACKED_DIR, import_blosc2
 from ..workers import start_worker
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenProcessPool:
         sys.exit("A worker died, perhaps for lack of memory. Run the same command again: it goes on from there.")
     except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"{error}")
+        sys.exit(printable(str(error)))
     print(report.to_text())
     for title, kinds in (("Weak masks", masks), ("Series packed", packed)):
         print(f"{title}: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items())) or 'none'}")

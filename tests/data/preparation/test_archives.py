@@ -80,6 +80,17 @@ def test_damaged_archives_are_named(archive, tmp_path):
     assert not (tmp_path / "out" / "000001_01_01" / "104.png").exists()
 
 
+def test_a_later_version_of_the_format(archive):
+    with open(archive, "rb") as f:
+        content = bytearray(f.read())
+    entry = content.index(b"PK\1\2")  # of the directory; the version that is needed is at byte 6
+    content[entry + 6] = 99
+    with open(archive, "wb") as f:
+        f.write(content)
+    with pytest.raises(DamagedArchive, match=r"Images_png_01.zip: expected a complete zip file .*version 9.9"):
+        series_in_zip(archive)
+
+
 def test_sources_however_nested(archive, tmp_path):
     folder = tmp_path / "downloads" / "deep" / "Images_png"
     (folder / "000003_01_01").mkdir(parents=True)

@@ -52,7 +52,21 @@ def test_a_line_that_was_cut_off_is_dropped(path):
         assert series_in(path) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("line", ["", "null", "[]", "3", "{}", '{"series": "d"}', "\udcff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "null", "[]", "3", "{}", '{"series": "d"}', "\udcff"),
+        json.dumps({**result("d"), "series": []}),
+        json.dumps({**result("d"), "series": 3}),
+        json.dumps({**result("d"), "masks": {}}),
+        json.dumps({**result("d"), "masks": [3]}),
+        json.dumps({**result("d"), "masks": [{"row": "1", "source": "none"}]}),
+        json.dumps({**result("d"), "findings": [{"kind": "row"}]}),
+        json.dumps({**result("d"), "findings": [{"kind": "a", "where": "", "message": ""}]}),
+        json.dumps({**result("d"), "findings": [{"kind": [], "where": "", "message": ""}]}),
+        json.dumps({**result("d"), "packed": None}),
+    ],
+)
 def test_what_is_no_result_is_dropped(path, line):
     path.write_text(line + "\n" + json.dumps(result("a")) + "\n", errors="surrogateescape")
     assert Journal(str(path)).results == {"a": result("a")}
