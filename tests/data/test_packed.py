@@ -163,9 +163,9 @@ def test_an_array_that_no_memory_holds(tmp_path, monkeypatch):
     array = blosc2.zeros((2, 1 << 17, 1 << 17), np.uint16, urlpath=path, mode="w", chunks=(1, 1 << 14, 1 << 14))
     for key, value in (("numbers", [1, 2]), ("series", "000001_02_03"), ("crc32", [0, 0])):
         array.schunk.vlmeta[key] = value
-    with pytest.raises(UnreadableSlice, match=r"000001_02_03.b2nd: expected a packed series"):
-        series = PackedSeries(path)
-        monkeypatch.setattr(type(series._array), "__getitem__", no_memory)
+    series = PackedSeries(path)
+    monkeypatch.setattr(type(series._array), "__getitem__", no_memory)
+    with pytest.raises(UnreadableSlice, match=r"000001_02_03.b2nd: expected a packed series, .*32 GiB"):
         series.read(1)
 
 

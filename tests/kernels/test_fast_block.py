@@ -306,7 +306,7 @@ def copied(net: DenseNet3D, x: torch.Tensor, monkeypatch) -> tuple[int, int]:
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("op", ["none", "a3d"])
 def test_no_value_is_copied_twice(op, gradients, monkeypatch):
-    net, x = DenseNet3D(op, 3).train(gradients), torch.randn(1, 1, 3, 64, 64)
+    net, x = DenseNet3D(op, 3, block_config=(6, 12, 12)).train(gradients), torch.randn(1, 1, 3, 32, 32)
     with torch.set_grad_enabled(gradients):
         moved, values = copied(net, x, monkeypatch)
         assert 0 < moved <= values

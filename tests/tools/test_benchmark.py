@@ -16,7 +16,7 @@ def benchmark(repo, *arguments):
 @pytest.mark.slow
 def test_tables_plot_and_json(repo, tmp_path):
     figures, plot = tmp_path / "out.json", tmp_path / "growth.png"
-    arguments = "--slices 3 --size 64 --growth batch --growth-size 32 --repeat 1".split()
+    arguments = "--slices 3 --size 64 --growth batch --growth-size 16 --repeat 1".split()
     done = benchmark(repo, *arguments, "--json", figures, "--plot", plot)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(figures.read_text())
