@@ -162,7 +162,7 @@ FATAL |= {
     "masks: text": (of_masks(lambda mask: {**mask, "counts": "oooooo0"}), r"\.png: expected runs", MASKS),
     "masks: size": (of_masks(lambda mask: {**mask, "size": [1, 1]}), r"\.png: expected a mask of the image", MASKS),
     **{
-        f"masks: bbox {box}": (of_masks(lambda mask, box=box: {**mask, "bbox": box}), "weak_masks.json: .*damaged", MASKS)
+        f"masks: bbox {box}": (of_masks(lambda mask, box=box: {**mask, "bbox": box}), "weak_masks.json: .*dam", MASKS)
         for box in (None, 5, [None] * 4, ["1"] * 4, [1.0])
     },
     "masks: no counts": (of_masks(lambda mask: {**mask, "counts": None}), r"\.png: expected runs", MASKS),
