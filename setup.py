@@ -29,12 +29,13 @@ def is_installed(distribution: str) -> bool:
 
 packages = find_packages(include=["a3d_det2", "a3d_det2.*"])
 setup(
-    packages=[*packages, "a3d_det2.configs", "a3d_det2.configs.quick"],
+    packages=[*packages, "a3d_det2.configs", "a3d_det2.configs.quick", "a3d_det2.configs.published"],
     package_dir={"a3d_det2.configs": "configs"},
     package_data={
         "a3d_det2": ["py.typed"],
         "a3d_det2.configs": ["*.yaml"],
         "a3d_det2.configs.quick": ["*.yaml"],
+        "a3d_det2.configs.published": ["*.yaml"],
         "a3d_det2.evaluation.report": ["page.html"],
     },
     ext_modules=[

@@ -14,10 +14,10 @@ imported when they are first used. Whoever takes one from it that needs Detectro
 ``add_a3d_config``, or imports ``a3d_det2.registration``, has these registered:
 
     backbones       build_a3d_densenet_backbone, build_a3d_densenet_fpn_backbone, build_a3d_densenet_fused_backbone,
-                    build_a3d_resnet_fpn_backbone
+                    build_a3d_resnet_fpn_backbone, build_densenet_2d_fused_backbone
     architectures   LesionRCNN, LesionRetinaNet
     mask head       DiceMaskHead
-    anchors         PublishedAnchorGenerator
+    as published    PublishedRCNN, PublishedAnchorGenerator, PublishedRPN, PublishedROIHeads, PublishedMaskHead
     datasets        deeplesion_{train,val,test}, phantom_{train,val,test} and those of split files (splits/NAME.txt)
                     under $DETECTRON2_DATASETS
 """
@@ -38,7 +38,11 @@ _OF_DETECTRON2 = {
     "LesionCheckpointer": "checkpoint.detectron2",
     "LesionRCNN": "modeling.meta_arch",
     "LesionRetinaNet": "modeling.meta_arch",
-    "PublishedAnchorGenerator": "modeling.anchor_generator",
+    "PublishedAnchorGenerator": "modeling.published",
+    "PublishedMaskHead": "modeling.published",
+    "PublishedRCNN": "modeling.published",
+    "PublishedROIHeads": "modeling.published",
+    "PublishedRPN": "modeling.published",
     "RandomAffine": "data.augmentation",
     "RandomHUJitter": "data.augmentation",
     "TakesSlices": "modeling.meta_arch",
@@ -47,6 +51,7 @@ _OF_DETECTRON2 = {
     "build_a3d_densenet_fpn_backbone": "modeling.backbone",
     "build_a3d_densenet_fused_backbone": "modeling.backbone",
     "build_a3d_resnet_fpn_backbone": "modeling.backbone",
+    "build_densenet_2d_fused_backbone": "modeling.backbone",
     "register_all_deeplesion": "data.registration",
 }
 

@@ -48,6 +48,17 @@ def add_a3d_config(cfg: CfgNode) -> None:
     _C.MODEL.A3D.OPERATOR = "a3d"
     # For the operator a3d: thick slices mix less; alignshift always adapts to the slice thickness, the others never do.
     _C.MODEL.A3D.THICKNESS_AWARE = False
+    # For tsm and alignshift: of the input channels 1 / N_FOLD take the slice after, and as many the slice before.
+    _C.MODEL.A3D.N_FOLD = 8
+    # For tsm and alignshift, what comes from beyond the end slices: "zero", "keep" for the end slice itself, or "" for
+    # what is published: "zero" with tsm, "keep" with alignshift.
+    _C.MODEL.A3D.ENDS = ""
+    # For operators that adapt to the slice thickness: the thickness in mm up to which they fuse as if they did not; 0
+    # is INPUT.SLICE_INTERVAL.
+    _C.MODEL.A3D.REFERENCE_THICKNESS = 0.0
+    # How the D x 1 x 1 squeeze starts: "default" as torch's convolutions do, or "kaiming_normal", 2.4 times as wide, as
+    # in the published a3d and alignshift.
+    _C.MODEL.A3D.SQUEEZE_INIT = "default"
     # D, the number of slices a sample has; odd, the key slice is the middle one. No other key says D.
     _C.MODEL.A3D.NUM_SLICES = 3
     # Shape of the DenseNet trunk; the default is DenseNet-121 without its last block.
@@ -95,6 +106,17 @@ def add_a3d_config(cfg: CfgNode) -> None:
     _C.INPUT.AFFINE.SCALE = 0.2
     # Largest rotation, in degrees.
     _C.INPUT.AFFINE.ROTATION = 15.0
+    # How pixels between pixels are made: "bilinear" (of masks the nearest one is taken), or "bicubic", masks as well.
+    _C.INPUT.AFFINE.INTERPOLATION = "bilinear"
+    # What comes from outside of the image: "constant", air, or "reflect" for its mirror image, in which lesions are not
+    # marked.
+    _C.INPUT.AFFINE.BORDER = "constant"
+    # The box of a lesion that was turned: "recist" is made anew of its RECIST points, as DeepLesion made it; "corners"
+    # encloses the turned corners of the old one, which makes it larger.
+    _C.INPUT.AFFINE.BOXES = "recist"
+    # "last": of slices in HU that are resized and flipped; "first": of slices that are windowed, and then resized and
+    # flipped.
+    _C.INPUT.AFFINE.ORDER = "last"
 
     # Random gain and offset of the HU values, in training.
     _C.INPUT.HU_JITTER = CN()

@@ -8,15 +8,16 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from a3d_det2 import DiceMaskHead, LesionRCNN, LesionRetinaNet, add_a3d_config
+from a3d_det2 import DiceMaskHead, LesionRCNN, LesionRetinaNet, PublishedRCNN, add_a3d_config
 from a3d_det2.layers import FUSION_CONVS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FOUND = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
-LEAVES = [name for name in FOUND if not name.startswith("Base")]
+LEAVES = [name for name in FOUND if not name.split("/")[-1].startswith("Base")]
+PUBLISHED = ("none", "acs", "tsm", "alignshift", "a3d")
 TABLE_2 = ("none", "i3d", "p3d", "acs", "tsm", "alignshift", "a3d")  # of the paper
 
 
@@ -33,13 +34,22 @@ def sample(slices: int, size: int = 64) -> dict:
     instances.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 30.0, 30.0], [30.0, 10.0, 60.0, 50.0]]))
     instances.gt_classes = torch.zeros(2, dtype=torch.int64)
     square = [[[8.0, 8, 30, 8, 30, 30, 8, 30]], [[30.0, 10, 60, 10, 60, 50, 30, 50]]]
-    instances.gt_masks = PolygonMasks(square)
+    masks = PolygonMasks(square)
+    instances.gt_masks = BitMasks.from_polygon_masks(masks, size, size)
     return {"image": torch.randn(slices, size, size) * 50, "instances": instances, "thickness": 5.0}
 
 
+def operator_and_slices(leaf: str) -> tuple[str, int]:
+    """What the name of a config says; "2d" is a network without fusion."""
+    name = leaf.split("/")[-1]
+    return name.split("_")[0].replace("2d", "none"), int(name[-6])
+
+
 def test_every_operator_has_a_config_and_those_of_the_paper_have_two():
-    assert {name.removeprefix("quick/").split("_")[0] for name in LEAVES} == set(FUSION_CONVS)
-    assert {f"{operator}_{slices}slice" for operator in TABLE_2 for slices in (3, 7)} <= set(LEAVES)
+    assert {operator_and_slices(name)[0] for name in LEAVES} == set(FUSION_CONVS)
+    assert {f"{operator}_{slices}slice" for operator in (*TABLE_2, "2d") for slices in (3, 7)} <= set(LEAVES)
+    published = {name for name in LEAVES if name.startswith("published/")}
+    assert published == {f"published/{operator}_{slices}slice" for operator in PUBLISHED for slices in (3, 7)}
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
@@ -50,11 +60,12 @@ def test_leaf_builds_trains_and_detects(repo, leaf):
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16  # most of the parameters otherwise
     torch.manual_seed(0)
     model = build_model(cfg)
-    name = leaf.removeprefix("quick/")
-    operator, slices = name.split("_")[0], int(name[-6])
+    operator, slices = operator_and_slices(leaf)
     assert (operator, slices) == (cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.NUM_SLICES)
-    assert any(type(m) is FUSION_CONVS[operator] and m.num_slices == slices for m in model.modules())
-    assert isinstance(model, LesionRetinaNet if "retinanet" in name else LesionRCNN)
+    depth = 1 if "2d" in leaf else slices
+    assert any(type(m) is FUSION_CONVS[operator] and m.num_slices == depth for m in model.modules())
+    architecture = PublishedRCNN if "published" in leaf else LesionRetinaNet if "retinanet" in leaf else LesionRCNN
+    assert type(model) is architecture
     assert f"./output/{leaf}" == cfg.OUTPUT_DIR
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 50
     assert (cfg.INPUT.RESAMPLING == "thin") == (operator == "alignshift")
@@ -71,7 +82,7 @@ def test_leaf_builds_trains_and_detects(repo, leaf):
     with torch.no_grad():
         (output,) = model([{"image": torch.randn(slices, 64, 64), "thickness": 5.0, "height": 128, "width": 128}])
     detections = output["instances"]
-    assert len(detections) > 0  # a score threshold of 0.00005 keeps the boxes of an untrained model
+    assert len(detections) > 0  # such a threshold of the score keeps the boxes of an untrained model
     assert detections.has("pred_masks") == cfg.MODEL.MASK_ON
     assert detections.image_size == (128, 128)
 

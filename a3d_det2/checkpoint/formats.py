@@ -49,8 +49,9 @@ class Format:
 def fit_kernels(module: nn.Module, state_dict: dict[str, Tensor], stem_weights: str = "middle") -> dict[str, Tensor]:
     """Give the 2D kernels of a state dict the shape that the fusion convs of ``module`` have them in.
 
-    A kernel for three colours becomes grey where the convolution has one input channel, and those of ``i3d`` are
-    inflated. All else, and what fits already, is left as it is.
+    A kernel for three colours becomes grey where the convolution has one input channel. Where it has the slices as its
+    channels, more or less than three, each gets an equal part of the grey one, so that equal slices give what a grey
+    image gives. Those of ``i3d`` are inflated. All else, and what fits already, is left as it is.
 
     Args:
         module: what the state dict shall be loaded into.
@@ -67,6 +68,8 @@ def fit_kernels(module: nn.Module, state_dict: dict[str, Tensor], stem_weights: 
         if isinstance(conv, FusionConv) and kernel is not None and kernel.dim() == 4:
             if kernel.shape[1] == 3 and conv.in_channels == 1:
                 kernel = grey_kernel(kernel, stem_weights)
+            elif kernel.shape[1] == 3 and conv.in_channels != 3 and conv.groups == 1:
+                kernel = grey_kernel(kernel, "sum").expand(-1, conv.in_channels, -1, -1) / conv.in_channels
             state_dict[f"{name}.weight"] = conv.from_2d(kernel)
     return state_dict
 

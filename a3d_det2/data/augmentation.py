@@ -30,11 +30,18 @@ class RandomAffine(T.Augmentation):
 
     Args:
         prob: probability to transform at all.
-        shift, scale, rotation, fill: see :func:`.draw_affine`.
+        shift, scale, rotation, fill, interpolation, border: see :func:`.draw_affine`.
     """
 
     def __init__(
-        self, prob: float = 0.8, shift: float = 0.04, scale: float = 0.2, rotation: float = 15.0, fill: float = -1024.0
+        self,
+        prob: float = 0.8,
+        shift: float = 0.04,
+        scale: float = 0.2,
+        rotation: float = 15.0,
+        fill: float = -1024.0,
+        interpolation: str = "bilinear",
+        border: str = "constant",
     ):
         super().__init__()
         self.prob = prob
@@ -42,11 +49,15 @@ class RandomAffine(T.Augmentation):
         self.scale = scale
         self.rotation = rotation
         self.fill = fill
+        self.interpolation = interpolation
+        self.border = border
 
     def get_transform(self, image: np.ndarray) -> Transform:
         if self._rand_range() >= self.prob:
             return T.NoOpTransform()
-        return draw_affine(image.shape[:2], self.shift, self.scale, self.rotation, self.fill, self._rand_range)
+        how = self.interpolation, self.border
+        limits = self.shift, self.scale, self.rotation
+        return draw_affine(image.shape[:2], *limits, self.fill, self._rand_range, *how)
 
 
 class RandomHUJitter(T.Augmentation):

@@ -10,7 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 
 from .augmentation import RandomAffine, RandomHUJitter, ResizeIfNeeded
-from .sample import Sample, SampleLoader, sample_options
+from .sample import Sample, SampleLoader, affine_fill, sample_options
 from .workers import turn_off_opencv_threads
 
 
@@ -28,7 +28,7 @@ class DeepLesionMapper:
         """Build a mapper without a config.
 
         Args:
-            augmentations: Detectron2's or fvcore's; they get the image as (H, W, D) float32 in HU.
+            augmentations: Detectron2's or fvcore's; they get the image as (H, W, D) float32, in HU or windowed.
             options: see :class:`.SampleLoader`.
         """
         self.augmentations = T.AugmentationList(augmentations)
@@ -44,10 +44,10 @@ class DeepLesionMapper:
         if is_train and cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         if is_train and cfg.INPUT.AFFINE.PROB > 0:
-            affine = cfg.INPUT.AFFINE
-            augmentations.append(
-                RandomAffine(affine.PROB, affine.SHIFT, affine.SCALE, affine.ROTATION, fill=cfg.INPUT.HU_WINDOW[0])
-            )
+            affine, is_first = cfg.INPUT.AFFINE, cfg.INPUT.AFFINE.ORDER == "first"
+            limits = affine.PROB, affine.SHIFT, affine.SCALE, affine.ROTATION, affine_fill(cfg)
+            place = 0 if is_first else len(augmentations)
+            augmentations.insert(place, RandomAffine(*limits, affine.INTERPOLATION, affine.BORDER))
         if is_train and cfg.INPUT.HU_JITTER.PROB > 0:
             jitter = cfg.INPUT.HU_JITTER
             augmentations.append(RandomHUJitter(jitter.PROB, jitter.OFFSET, jitter.GAIN))

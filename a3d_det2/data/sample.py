@@ -16,6 +16,7 @@ from .weak_masks import recist_ellipse
 
 Augment = Callable[[np.ndarray], tuple[np.ndarray, Transform]]
 Size = tuple[int, int]  # height, width
+BOXES = ("recist", "corners")
 SMALLEST_SIDE = 1e-5  # px, of a box that is kept; as Detectron2's filter_empty_instances
 
 
@@ -49,7 +50,7 @@ class SampleLoader:
     2. Augment image, boxes, masks and RECIST points together. DeepLesion's boxes and points name pixels (0 is the
        centre of the first), while transforms take continuous coordinates (0 is its edge): they are shifted by half a
        pixel and back. A box that was made of RECIST points is made again of the transformed ones.
-    3. Window the HU values.
+    3. Window the HU values; with ``window_first`` before anything is augmented.
     4. In training, keep the lesions that are still in the image. A lesion without a mask gets the outline through its
        RECIST axes.
 
@@ -62,9 +63,11 @@ class SampleLoader:
         use_instance_mask: whether to make masks, of "segmentation" (polygons or RLE) or "recist".
         mask_format: "polygon" or "bitmask"; "polygon" cannot take RLE.
         unreadable_key_slice: "error", or "skip", which in training returns None and logs it.
+        window_first: whether to augment windowed slices, as published, rather than HU.
+        boxes: "recist" as above, or "corners" for what encloses the transformed corners of each box, as published.
 
     Raises:
-        ValueError: on another ``unreadable_key_slice`` or ``mask_format``.
+        ValueError: on another ``unreadable_key_slice``, ``mask_format`` or ``boxes``.
     """
 
     is_train: bool
@@ -75,9 +78,12 @@ class SampleLoader:
     use_instance_mask: bool = False
     mask_format: str = "bitmask"
     unreadable_key_slice: str = "error"
+    window_first: bool = False
+    boxes: str = "recist"
 
     def __post_init__(self):
-        for name, choices in (("unreadable_key_slice", ("error", "skip")), ("mask_format", ("polygon", "bitmask"))):
+        allowed = {"unreadable_key_slice": ("error", "skip"), "mask_format": ("polygon", "bitmask"), "boxes": BOXES}
+        for name, choices in allowed.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"Unknown {name} {value!r}. Choose one of {', '.join(choices)}.")
         logger = logging.getLogger(__name__)
@@ -89,7 +95,8 @@ class SampleLoader:
 
         Args:
             record: as :func:`load_deeplesion` makes it; one without annotations has no lesions.
-            augment: takes the image as (H, W, D) float32 in HU, and gives it transformed, with what did it.
+            augment: takes the image as (H, W, D) float32 in HU, or windowed, and gives it transformed, with what did
+                it.
 
         Returns:
             None, in training and with ``unreadable_key_slice="skip"``, if the key slice cannot be read.
@@ -110,10 +117,16 @@ class SampleLoader:
             )
             return None
         original_size = stack.shape[1:]
+        if self.window_first:
+            window_hu(stack, self.hu_window, out=stack)
         # (D, H, W) -> (H, W, D), a view of memory in which each slice is contiguous, and back.
         augmented, transform = augment(stack.transpose(1, 2, 0))
         augmented = augmented.transpose(2, 0, 1)
-        image = window_hu(augmented, self.hu_window, out=np.empty(augmented.shape, dtype=np.float32))
+        image = np.empty(augmented.shape, dtype=np.float32)
+        if self.window_first:
+            image[:] = augmented
+        else:
+            window_hu(augmented, self.hu_window, out=image)
         interval = record["slice_interval"]
         thickness = interval if is_interval(interval) else self.slice_interval
         lesions = self._lesions(record, transform, original_size, image.shape[1:])
@@ -164,7 +177,8 @@ class SampleLoader:
         """Move the box of a lesion as the image was: (4,) float32 XYXY, clipped from the centre of the first pixel to
         that of the last."""
         box, recist = np.array(annotation["bbox"], dtype=np.float64), annotation.get("recist")
-        if recist is not None and is_recist_box(box, recist, original_size):
+        is_remade = self.boxes == "recist" and recist is not None
+        if is_remade and is_recist_box(box, recist, original_size):
             moved = transform_recist_box(np.array(recist) + 0.5, transform.apply_coords)
         else:
             moved = transform.apply_box(box[None] + 0.5)[0]
@@ -212,4 +226,11 @@ def sample_options(cfg, is_train: bool) -> dict:
         "use_instance_mask": cfg.MODEL.MASK_ON,
         "mask_format": cfg.INPUT.MASK_FORMAT,
         "unreadable_key_slice": cfg.INPUT.UNREADABLE_KEY_SLICE,
+        "window_first": cfg.INPUT.AFFINE.ORDER == "first",
+        "boxes": cfg.INPUT.AFFINE.BOXES,
     }
+
+
+def affine_fill(cfg) -> float:
+    """The value of air where the affine map looks beyond the image: in HU, or windowed where it comes first."""
+    return -50.0 if cfg.INPUT.AFFINE.ORDER == "first" else cfg.INPUT.HU_WINDOW[0]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import loader_timeout
 from .png import UnreadableSlice
-from .sample import SampleLoader, sample_options
+from .sample import SampleLoader, affine_fill, sample_options
 from .transforms import draw_affine, draw_hu_jitter
 from .workers import turn_off_opencv_threads
 
@@ -86,30 +86,41 @@ def augment(
     flip: str = "none",
     affine: Sequence[float] = (0, 0, 0, 0, 0),
     jitter: Sequence[float] = (0, 0, 0),
+    affine_first: bool = False,
+    warp: Sequence[str] = (),
 ) -> tuple[np.ndarray, Transform]:
     """Augment an image as :class:`.DeepLesionMapper` does by default: resize, flip, affine map and HU jitter.
 
     Args:
-        image: (H, W, D) float32, in HU.
+        image: (H, W, D) float32, in HU or windowed.
         rng: random numbers are drawn from it.
         min_sizes: lengths of the shorter side in pixels, one of which is drawn; 0 keeps the size.
         max_size: largest length of the longer side in pixels.
         flip: "horizontal", "vertical" or "none"; flips with a probability of 0.5.
         affine: probability, and the shift, scale, rotation and fill of :func:`.draw_affine`.
         jitter: probability, and the offset and gain of :func:`.draw_hu_jitter`.
+        affine_first: whether the affine map comes before resizing and flipping.
+        warp: interpolation and border of :func:`.draw_affine`.
 
     Returns:
         the augmented image, (H', W', D), and what was done to it.
     """
     transforms, size = [], image.shape[:2]
+
+    def warp_at_random() -> None:
+        if rng.random() < affine[0]:
+            transforms.append(draw_affine(size, *affine[1:], rng.uniform, *warp))
+
+    if affine_first:
+        warp_at_random()
     if shorter := rng.choice(min_sizes):
         scale = min(shorter / min(size), max_size / max(size))
         old, size = size, (int(size[0] * scale + 0.5), int(size[1] * scale + 0.5))
         transforms += [ScaleTransform(*old, *size, "bilinear")] if size != old else []
     if flip != "none" and rng.random() < 0.5:
         transforms.append({"horizontal": HFlipTransform(size[1]), "vertical": VFlipTransform(size[0])}[flip])
-    if rng.random() < affine[0]:
-        transforms.append(draw_affine(size, *affine[1:], rng.uniform))
+    if not affine_first:
+        warp_at_random()
     if rng.random() < jitter[0]:
         transforms.append(draw_hu_jitter(*jitter[1:], rng.uniform))
     transform = TransformList(transforms)
@@ -123,8 +134,10 @@ def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0
     change = partial(augment, min_sizes=[how.MIN_SIZE_TEST], max_size=how.MAX_SIZE_TEST)
     if is_train:
         change = partial(augment, min_sizes=how.MIN_SIZE_TRAIN, max_size=how.MAX_SIZE_TRAIN, flip=how.RANDOM_FLIP)
-        limits = affine.PROB, affine.SHIFT, affine.SCALE, affine.ROTATION, how.HU_WINDOW[0]
+        limits = affine.PROB, affine.SHIFT, affine.SCALE, affine.ROTATION, affine_fill(cfg)
         change = partial(change, affine=limits, jitter=(jitter.PROB, jitter.OFFSET, jitter.GAIN))
+        warp = affine.INTERPOLATION, affine.BORDER
+        change = partial(change, affine_first=affine.ORDER == "first", warp=warp)
     load = SampleLoader(**(sample_options(cfg, is_train) | {"mask_format": "bitmask"}))  # all that torchvision takes
     return LesionDataset(records, load, change, seed)
 

@@ -8,6 +8,8 @@ import numpy as np
 from fvcore.transforms.transform import BlendTransform, Transform
 
 Uniform = Callable[[float, float], float]  # draws a number between two others
+INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+BORDERS = {"constant": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
 
 
 class AffineTransform(Transform):
@@ -17,28 +19,35 @@ class AffineTransform(Transform):
 
     Args:
         matrix: (2, 3), from input to output (x, y).
-        fill: value of image pixels that come from outside.
+        fill: value of image pixels that come from outside, with the border "constant".
+        interpolation: a key of ``INTERPOLATIONS``.
+        border: a key of ``BORDERS``; "reflect" takes the mirror image, without the outermost pixels once more.
     """
 
-    def __init__(self, matrix: np.ndarray, fill: float):
+    def __init__(self, matrix: np.ndarray, fill: float, interpolation: str = "bilinear", border: str = "constant"):
         super().__init__()
         self.matrix = np.asarray(matrix, dtype=np.float64)
         self.fill = fill
+        self.interpolation = interpolation
+        self.border = border
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Map an image, (H, W) or (H, W, D), bilinearly."""
-        return self._warp(img, cv2.INTER_LINEAR, self.fill)
+        """Map an image, (H, W) or (H, W, D)."""
+        return self._warp(img, INTERPOLATIONS[self.interpolation], self.fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Map a mask, (H, W), each pixel from the nearest one; 0 comes from outside."""
-        return self._warp(segmentation, cv2.INTER_NEAREST, 0)
+        """Map a mask, (H, W) uint8 of 0 and 1: with bilinear images of the nearest pixels, with bicubic ones as they
+        are, rounded; with the border "constant", 0 comes from outside."""
+        how = cv2.INTER_NEAREST if self.interpolation == "bilinear" else INTERPOLATIONS[self.interpolation]
+        return self._warp(segmentation, how, 0)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Map points, (n, 2) of x and y."""
         return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
 
     def inverse(self) -> Transform:
-        return AffineTransform(cv2.invertAffineTransform(self.matrix), self.fill)
+        matrix = cv2.invertAffineTransform(self.matrix)
+        return AffineTransform(matrix, self.fill, self.interpolation, self.border)
 
     def _warp(self, image: np.ndarray, interpolation: int, fill: float) -> np.ndarray:
         height, width = image.shape[:2]
@@ -48,7 +57,7 @@ class AffineTransform(Transform):
 
         def warp(plane: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             return cv2.warpAffine(
-                np.ascontiguousarray(plane), matrix, (width, height), out, interpolation, cv2.BORDER_CONSTANT, fill
+                np.ascontiguousarray(plane), matrix, (width, height), out, interpolation, BORDERS[self.border], fill
             )
 
         if image.ndim == 2:
@@ -61,7 +70,14 @@ class AffineTransform(Transform):
 
 
 def draw_affine(
-    image_size: tuple[int, int], shift: float, scale: float, rotation: float, fill: float, uniform: Uniform
+    image_size: tuple[int, int],
+    shift: float,
+    scale: float,
+    rotation: float,
+    fill: float,
+    uniform: Uniform,
+    interpolation: str = "bilinear",
+    border: str = "constant",
 ) -> AffineTransform:
     """Draw a joint shift, scale and rotation about the image centre.
 
@@ -70,8 +86,8 @@ def draw_affine(
         shift: largest shift, as a fraction of width and height.
         scale: largest deviation of the scale from 1.
         rotation: largest angle in degrees.
-        fill: value of image pixels that come from outside.
         uniform: draws a number between two others.
+        fill, interpolation, border: see :class:`AffineTransform`.
     """
     height, width = image_size
     angle = math.radians(uniform(-rotation, rotation))
@@ -79,7 +95,8 @@ def draw_affine(
     offset = np.array([uniform(-shift, shift) * width, uniform(-shift, shift) * height])
     linear = factor * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     centre = np.array([width / 2, height / 2])
-    return AffineTransform(np.column_stack([linear, centre + offset - linear @ centre]), fill)
+    matrix = np.column_stack([linear, centre + offset - linear @ centre])
+    return AffineTransform(matrix, fill, interpolation, border)
 
 
 def draw_hu_jitter(offset: float, gain: float, uniform: Uniform) -> BlendTransform:

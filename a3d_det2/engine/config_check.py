@@ -157,6 +157,14 @@ def _anchors(cfg: CfgNode, start: Start) -> Iterator[str]:
         )
 
 
+def _augmentation(cfg: CfgNode, start: Start) -> Iterator[str]:
+    if cfg.INPUT.AFFINE.ORDER == "first" and cfg.INPUT.HU_JITTER.PROB > 0:
+        yield (
+            "INPUT.HU_JITTER.PROB: expected 0 with INPUT.AFFINE.ORDER 'first', which windows the slices before all "
+            f"else, got {cfg.INPUT.HU_JITTER.PROB!r}."
+        )
+
+
 def _batch(cfg: CfgNode, start: Start) -> Iterator[str]:
     count, share = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.get("REFERENCE_WORLD_SIZE") or max(start.processes, 1)
     if count % share:
@@ -220,4 +228,4 @@ def _output(cfg: CfgNode) -> Iterator[str]:
     yield f"OUTPUT_DIR: expected a folder that can be written to, got {cfg.OUTPUT_DIR!r}{why}."
 
 
-CHECKS = (_shapes, _anchors, _batch, _device, _datasets, _weights)
+CHECKS = (_shapes, _anchors, _augmentation, _batch, _device, _datasets, _weights)

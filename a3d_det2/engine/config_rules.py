@@ -5,10 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import AMP_DTYPES
+from ..data.sample import BOXES
 from ..data.slices import RESAMPLING
+from ..data.transforms import BORDERS, INTERPOLATIONS
 from ..layers import FUSION_CONVS
 from ..layers.convert import STEM_WEIGHTS
+from ..layers.shift import ENDS
 from ..modeling.densenet import CHECKPOINTS, NORMS
+from ..modeling.squeeze import SQUEEZE_INITS
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,10 @@ RULES = {
     "DATALOADER.TIMEOUT": number(0),
     "DATASETS.TEST": several(NAME, least=0),
     "DATASETS.TRAIN": several(NAME, least=0),
+    "INPUT.AFFINE.BORDER": one_of(*BORDERS),
+    "INPUT.AFFINE.BOXES": one_of(*BOXES),
+    "INPUT.AFFINE.INTERPOLATION": one_of(*INTERPOLATIONS),
+    "INPUT.AFFINE.ORDER": one_of("first", "last"),
     "INPUT.AFFINE.PROB": PROBABILITY,
     "INPUT.AFFINE.ROTATION": number(0, 180),
     "INPUT.AFFINE.SCALE": FRACTION,
@@ -93,13 +101,17 @@ RULES = {
     "MODEL.A3D.BLOCK_CONFIG": several(COUNT),
     "MODEL.A3D.BN_SIZE": COUNT,
     "MODEL.A3D.CHECKPOINTING": one_of(*CHECKPOINTS),
+    "MODEL.A3D.ENDS": one_of(*ENDS, ""),
     "MODEL.A3D.GROWTH_RATE": COUNT,
+    "MODEL.A3D.N_FOLD": whole(2),
     "MODEL.A3D.NORM": one_of(*NORMS),
     "MODEL.A3D.NUM_INIT_FEATURES": COUNT,
     "MODEL.A3D.NUM_SLICES": Allowed(
         "an odd number, so that the key slice is the middle one", lambda value: COUNT.holds(value) and value % 2 == 1
     ),
     "MODEL.A3D.OPERATOR": one_of(*FUSION_CONVS),
+    "MODEL.A3D.REFERENCE_THICKNESS": number(0),
+    "MODEL.A3D.SQUEEZE_INIT": one_of(*SQUEEZE_INITS),
     "MODEL.A3D.STEM_WEIGHTS": one_of(*STEM_WEIGHTS),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": several(several(POSITIVE)),
     "MODEL.ANCHOR_GENERATOR.OFFSET": FRACTION,

@@ -36,7 +36,8 @@ def build_strata(
 
     Returns:
         group -> name -> stratum:
-            "slice thickness": up to and above 2 mm; images with their false positives.
+            "slice thickness": up to and above 2 mm, and exactly 5 mm, half of DeepLesion; images with their false
+                positives.
             "lesion diameter": RECIST long diameter below 10, 10 to 30 and above 30 mm. The lesions are chosen and the
                 false positives are those of all images, as the dataset's author does it.
             "lesion type": likewise.
@@ -49,7 +50,11 @@ def build_strata(
     diameter = np.array([long_diameter(image, lesion) for image, lesion in lesions], dtype=np.float64)
     kind = np.array([lesion.get("lesion_type", -1) for _, lesion in lesions], dtype=np.int64)
     groups = {
-        "slice thickness": {"<= 2 mm": Stratum(thickness <= 2), "> 2 mm": Stratum(thickness > 2)},
+        "slice thickness": {
+            "<= 2 mm": Stratum(thickness <= 2),
+            "> 2 mm": Stratum(thickness > 2),
+            "5 mm": Stratum(np.isclose(thickness, 5)),
+        },
         "lesion diameter": {
             "< 10 mm": Stratum(lesions=diameter < 10),
             "10 to 30 mm": Stratum(lesions=(diameter >= 10) & (diameter <= 30)),

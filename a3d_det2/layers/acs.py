@@ -9,7 +9,8 @@ class ACSConv(FusionConv):
     """Axial-coronal-sagittal convolution (``acs``), Sec. 2.1 (d) of the A3D paper: Yang et al. (JBHI 2021).
 
     One 2D kernel, whose output channels are split into three views: the first third is used as 1 x K x K, the second as
-    K x 1 x K, the last as K x K x 1, the remainder going to the first views (32 -> 11, 11, 10). D is padded with zeros.
+    K x 1 x K, the last as K x K x 1, the remainder going to the first views (32 -> 11, 11, 10). D is padded with zeros,
+    and dilated as H is.
     In the axis where a view has one row it is the middle row of the kernel, so that all views have the same size. 1 x 1
     convolutions stay slice-wise.
 
@@ -28,7 +29,8 @@ class ACSConv(FusionConv):
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         if self.depth == 1:
             return self.slice_conv(x)
-        depth, (height, width) = same_pad(self.depth), plane_pads(self)
+        dilation = self.dilation[0], *self.dilation
+        depth, (height, width) = same_pad(self.depth, dilation[0]), plane_pads(self)
         middle_height, middle_width = (
             _middle_row(pad, self.depth, dilation) for pad, dilation in zip((height, width), self.dilation, strict=True)
         )
@@ -40,7 +42,7 @@ class ACSConv(FusionConv):
         kernels = self.weight.split(self.view_channels)
         biases = (None, None, None) if self.bias is None else self.bias.split(self.view_channels)
         outputs = [
-            conv3d(x, kernel.unsqueeze(axis), bias, (1, *self.stride), pads, (1, *self.dilation))
+            conv3d(x, kernel.unsqueeze(axis), bias, (1, *self.stride), pads, dilation)
             for (axis, pads), kernel, bias in zip(views, kernels, biases, strict=True)
             if len(kernel)
         ]

@@ -13,19 +13,25 @@ class TSMConv(FusionConv):
     Of every 8 input channels one takes the slice after, one the slice before, and six stay; the 2D convolution follows.
 
     Args:
+        n_fold: of the input channels 1 / n_fold take the slice after, and as many the slice before; 2 or more.
         ends: what comes from beyond the first and last slice: "zero", or "keep" for the end slice itself.
         the others: see :class:`FusionConv`.
+
+    Raises:
+        ValueError: if ``n_fold`` is below 2, or ``ends`` is unknown.
     """
 
-    def __init__(self, *args, ends: str = "zero", **kwargs):
+    def __init__(self, *args, n_fold: int = 8, ends: str = "zero", **kwargs):
         super().__init__(*args, **kwargs)
+        if n_fold < 2:
+            raise ValueError(f"Expected n_fold from 2 on, as two parts of the channels are shifted, got {n_fold}.")
         if ends not in ENDS:
             raise ValueError(f"Unknown ends {ends!r}. Choose one of {', '.join(ENDS)}.")
         self.ends = ends
-        self.fold = self.in_channels // 8
+        self.fold = self.in_channels // n_fold
 
     def mix(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
-        """The shift alone: channels [0, fold) take slice d + 1, [fold, 2 fold) slice d - 1, where fold = C_in // 8.
+        """The shift alone: channels [0, fold) take slice d + 1, [fold, 2 fold) slice d - 1, fold = C_in // n_fold.
 
         Args:
             x: (N, C_in, D, H, W)
@@ -51,7 +57,7 @@ class TSMConv(FusionConv):
         return torch.cat([inside, edge] if step > 0 else [edge, inside], dim=2)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, ends={self.ends!r}"
+        return f"{super().extra_repr()}, fold={self.fold}, ends={self.ends!r}"
 
 
 class AlignShiftConv(TSMConv):
@@ -63,7 +69,7 @@ class AlignShiftConv(TSMConv):
 
     Args:
         reference_thickness: in mm.
-        ends: as of :class:`TSMConv`; the published setup keeps the end slices.
+        n_fold, ends: as of :class:`TSMConv`; the published setup keeps the end slices.
         the others: see :class:`FusionConv`.
     """
 

@@ -1,5 +1,5 @@
-"""Trunk and necks: torch only. ``backbone``, ``meta_arch`` and ``mask_head`` need Detectron2, and ``torchvision_rcnn``
-torchvision."""
+"""Trunk and necks: torch only. ``backbone``, ``meta_arch``, ``mask_head`` and ``published`` need Detectron2, and
+``torchvision_rcnn`` torchvision."""
 
 from importlib import import_module
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..layers import FusionConv, convert_to_3d
 from .build import build_squeezed_densenet, checked_num_slices, operator_options
 from .fused_neck import FusedTrunk
-from .squeeze import SqueezedTrunk
+from .squeeze import SqueezedTrunk, StackedTrunk
 
 
 class SliceBackbone(SqueezedTrunk, Backbone):
@@ -23,6 +23,10 @@ class SliceBackbone(SqueezedTrunk, Backbone):
             name: ShapeSpec(channels=channels, stride=self.out_strides[name])
             for name, channels in self.out_channels.items()
         }
+
+
+class StackedBackbone(StackedTrunk, SliceBackbone):
+    """A :class:`.StackedTrunk` as a Detectron2 backbone."""
 
 
 class FusedBackbone(FusedTrunk, Backbone):
@@ -59,6 +63,17 @@ def build_a3d_densenet_fused_backbone(cfg, input_shape: ShapeSpec) -> FusedBackb
 
 
 @BACKBONE_REGISTRY.register()
+def build_densenet_2d_fused_backbone(cfg, input_shape: ShapeSpec) -> FusedBackbone:
+    """
+    Returns:
+        as :func:`build_a3d_densenet_fused_backbone`, of a 2D DenseNet whose input channels are the slices;
+        MODEL.A3D.OPERATOR has no effect.
+    """
+    bottom_up = build_squeezed_densenet(cfg, cfg.MODEL.FPN.IN_FEATURES, StackedBackbone)
+    return FusedBackbone(bottom_up, cfg.MODEL.FPN.OUT_CHANNELS)
+
+
+@BACKBONE_REGISTRY.register()
 def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
     Returns:
@@ -79,7 +94,9 @@ def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     shapes = resnet.output_shape()
     channels = {name: shape.channels for name, shape in shapes.items()}
     strides = {name: shape.stride for name, shape in shapes.items()}
-    bottom_up = SliceBackbone(trunk, num_slices, channels, strides, cfg.MODEL.FPN.IN_FEATURES)
+    bottom_up = SliceBackbone(
+        trunk, num_slices, channels, strides, cfg.MODEL.FPN.IN_FEATURES, squeeze_init=cfg.MODEL.A3D.SQUEEZE_INIT
+    )
     return _build_fpn(cfg, bottom_up, top_block=LastLevelMaxPool())
 
 

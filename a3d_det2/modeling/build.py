@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import distributed
 
 from .densenet import DenseNet3D
-from .squeeze import SqueezedTrunk
+from .squeeze import SqueezedTrunk, StackedTrunk
 
 
 def build_squeezed_densenet(
@@ -15,7 +15,8 @@ def build_squeezed_densenet(
     """
     Args:
         cfg: a config.
-        out_features: see :class:`.SqueezedTrunk`, whose subclass ``squeezed`` may be.
+        out_features: see :class:`.SqueezedTrunk`, whose subclass ``squeezed`` may be; a :class:`.StackedTrunk` has a
+            DenseNet that is 2D.
 
     Returns:
         DenseNet trunk and squeeze; the outputs are "dense1", "dense2", ..., or those of ``out_features``.
@@ -25,25 +26,34 @@ def build_squeezed_densenet(
             THICKNESS_AWARE is set for another operator than a3d, or both COMPILE and CHECKPOINTING are set.
     """
     num_slices = checked_num_slices(cfg)
+    is_2d = issubclass(squeezed, StackedTrunk)
     if cfg.MODEL.A3D.COMPILE and cfg.MODEL.A3D.CHECKPOINTING:
         raise ValueError(
             "Expected MODEL.A3D.COMPILE or MODEL.A3D.CHECKPOINTING, not both: torch.compile itself decides what to "
             f"keep for the backward. Got CHECKPOINTING {cfg.MODEL.A3D.CHECKPOINTING!r} with COMPILE True!"
         )
     trunk = DenseNet3D(
-        cfg.MODEL.A3D.OPERATOR,
-        num_slices,
+        "none" if is_2d else cfg.MODEL.A3D.OPERATOR,
+        1 if is_2d else num_slices,
         block_config=cfg.MODEL.A3D.BLOCK_CONFIG,
         growth_rate=cfg.MODEL.A3D.GROWTH_RATE,
         num_init_features=cfg.MODEL.A3D.NUM_INIT_FEATURES,
         bn_size=cfg.MODEL.A3D.BN_SIZE,
         norm=_usable_norm(cfg),
         checkpointing=cfg.MODEL.A3D.CHECKPOINTING,
-        **operator_options(cfg),
+        in_channels=num_slices if is_2d else 1,
+        **({} if is_2d else operator_options(cfg)),
     )
     if cfg.MODEL.A3D.COMPILE:
         trunk.compile()
-    return squeezed(trunk, num_slices, trunk.out_channels, trunk.out_strides, out_features)
+    return squeezed(
+        trunk,
+        num_slices,
+        trunk.out_channels,
+        trunk.out_strides,
+        out_features,
+        squeeze_init=cfg.MODEL.A3D.SQUEEZE_INIT,
+    )
 
 
 def checked_num_slices(cfg) -> int:
@@ -83,10 +93,13 @@ def operator_options(cfg) -> dict:
             '"thin" for alignshift, which interpolates between thick slices itself, and "linear" for all others.'
         )
     # Slices closer than SLICE_INTERVAL are resampled to it: up to there nothing has to adapt.
-    reference = {"reference_thickness": cfg.INPUT.SLICE_INTERVAL}
-    if op == "alignshift":
-        return reference
-    return {"thickness_aware": True, **reference} if thickness_aware else {}
+    reference = {"reference_thickness": cfg.MODEL.A3D.REFERENCE_THICKNESS or cfg.INPUT.SLICE_INTERVAL}
+    shift = {"n_fold": cfg.MODEL.A3D.N_FOLD} | ({"ends": cfg.MODEL.A3D.ENDS} if cfg.MODEL.A3D.ENDS else {})
+    return {
+        "tsm": shift,
+        "alignshift": reference | shift,
+        "a3d": {"thickness_aware": True, **reference} if thickness_aware else {},
+    }.get(op, {})
 
 
 def _usable_norm(cfg) -> str:

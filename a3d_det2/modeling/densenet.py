@@ -185,6 +185,7 @@ class DenseNet3D(nn.Module):
         norm: "BN", "SyncBN" or a callable channels -> module.
         checkpointing: what the dense blocks keep for the backward: "" everything, "layer" only what each layer adds,
             "block" only their inputs; the rest is computed once more, which takes time and spares memory.
+        in_channels: C of the input, 1 for grey slices.
         op_options: further arguments of the operator, such as ``thickness_aware=True`` for "a3d".
 
     Attributes:
@@ -201,6 +202,7 @@ class DenseNet3D(nn.Module):
         bn_size: int = 4,
         norm: str | Callable[[int], nn.Module] = "BN",
         checkpointing: str = "",
+        in_channels: int = 1,
         **op_options,
     ):
         super().__init__()
@@ -208,7 +210,7 @@ class DenseNet3D(nn.Module):
             raise ValueError(f"Unknown checkpointing {checkpointing!r}. Choose one of {CHECKPOINTS}.")
         self.num_slices = num_slices
         conv = partial(build_fusion_conv, op, num_slices=num_slices, bias=False, **op_options)
-        self.conv0 = SliceConv(1, num_init_features, 7, num_slices, stride=2, padding=3, bias=False)
+        self.conv0 = SliceConv(in_channels, num_init_features, 7, num_slices, stride=2, padding=3, bias=False)
         self.norm0 = get_norm(norm, num_init_features)
         self.pool0 = nn.MaxPool2d(3, stride=2, padding=1)
 
@@ -237,7 +239,7 @@ class DenseNet3D(nn.Module):
     def forward(self, x: Tensor, thickness: Tensor | None = None) -> dict[str, Tensor]:
         """
         Args:
-            x: (N, 1, D, H, W)
+            x: (N, in_channels, D, H, W)
             thickness: (N,) slice thickness in mm, which some operators need; None is that of the scope, see
                 :func:`~a3d_det2.layers.thickness.slice_thickness`.
 
@@ -246,7 +248,7 @@ class DenseNet3D(nn.Module):
             for the default arguments.
 
         Raises:
-            ValueError: if ``x`` is not (N, 1, D, H, W), or the operator needs the thickness and it is missing or bad.
+            ValueError: if ``x`` has another shape, or the operator needs the thickness and it is missing or bad.
         """
         with slice_thickness(thickness):
             return self._forward(x)

@@ -2,7 +2,7 @@ import torch
 from detectron2.layers import cat
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
 
@@ -27,7 +27,7 @@ class DiceMaskHead(MaskRCNNConvUpsampleHead):
         logits = self.layers(x)  # (R, classes or 1, 2 S, 2 S)
         with torch.no_grad():
             targets = [
-                i.gt_masks.crop_and_resize(i.proposal_boxes.tensor, logits.shape[-1]).to(logits.device)
+                self.targets(i.gt_masks, i.proposal_boxes.tensor, logits.shape[-1]).to(logits.device)
                 for i in instances
                 if len(i)
             ]
@@ -40,6 +40,19 @@ class DiceMaskHead(MaskRCNNConvUpsampleHead):
             logits = logits[torch.arange(len(classes), device=logits.device), classes]
         loss = dice_loss(logits.float().sigmoid(), cat(targets).float())
         return {"loss_mask": loss * self.loss_weight}
+
+    def targets(self, masks: BitMasks | PolygonMasks, boxes: Tensor, size: int) -> Tensor:
+        """What the predicted masks of regions are compared with.
+
+        Args:
+            masks: of the lesion in each region.
+            boxes: (R, 4) XYXY, the regions.
+            size: S, height and width of a predicted mask.
+
+        Returns:
+            (R, S, S)
+        """
+        return masks.crop_and_resize(boxes, size)
 
 
 def dice_loss(probabilities: Tensor, targets: Tensor, smooth: float = 0.01) -> Tensor:

@@ -11,12 +11,26 @@ from torch import Tensor, nn
 
 from ..kernels.memory_format import channels_last_kernel
 
+SQUEEZE_INITS = ("default", "kaiming_normal")
+
 
 class SliceSqueeze(nn.Conv3d):
-    """The D x 1 x 1 convolution from D slices to one 2D map, Sec. 2.3: (N, C, D, H, W) -> (N, C, H, W)."""
+    """The D x 1 x 1 convolution from D slices to one 2D map, Sec. 2.3: (N, C, D, H, W) -> (N, C, H, W).
 
-    def __init__(self, channels: int, num_slices: int):
+    Args:
+        channels, num_slices: C and D.
+        init: how the weights start, "default" as torch's convolutions do, or "kaiming_normal".
+
+    Raises:
+        ValueError: if ``init`` is unknown.
+    """
+
+    def __init__(self, channels: int, num_slices: int, init: str = "default"):
         super().__init__(channels, channels, (num_slices, 1, 1), bias=False)
+        if init not in SQUEEZE_INITS:
+            raise ValueError(f"Unknown init {init!r}. Choose one of {', '.join(SQUEEZE_INITS)}.")
+        if init == "kaiming_normal":
+            nn.init.kaiming_normal_(self.weight)
         channels_last_kernel(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,6 +46,7 @@ class SqueezedTrunk(nn.Module):
         channels, strides: of each output of the trunk, by name, finest first.
         out_features: which of them to give, such as ["dense1", "dense2", "dense3"]; all by default. The last one must
             be the trunk's last, or a part of the trunk would do nothing.
+        squeeze_init: ``init`` of each :class:`SliceSqueeze`.
 
     Attributes:
         out_channels, out_strides: of each output that is given, by name.
@@ -47,6 +62,7 @@ class SqueezedTrunk(nn.Module):
         channels: Mapping[str, int],
         strides: Mapping[str, int],
         out_features: Sequence[str] | None = None,
+        squeeze_init: str = "default",
     ):
         super().__init__()
         names = list(channels)
@@ -58,7 +74,9 @@ class SqueezedTrunk(nn.Module):
             )
         self.trunk = trunk
         self.num_slices = num_slices
-        self.squeeze = nn.ModuleDict({name: SliceSqueeze(channels[name], num_slices) for name in out_features})
+        self.squeeze = nn.ModuleDict(
+            {name: SliceSqueeze(channels[name], num_slices, squeeze_init) for name in out_features}
+        )
         self.out_channels = {name: channels[name] for name in out_features}
         self.out_strides = {name: strides[name] for name in out_features}
 
@@ -78,9 +96,33 @@ class SqueezedTrunk(nn.Module):
                 f"The backbone takes images of shape (N, D, H, W) with D = {self.num_slices} slices "
                 f"(MODEL.A3D.NUM_SLICES). Got {tuple(x.shape)} instead!"
             )
-        features = self.trunk(x.unsqueeze(1))  # (N, D, H, W) -> {name: (N, C, D, H', W')}
+        features = self.trunk(self.to_volume(x))  # {name: (N, C, D, H', W')}
         return {name: squeeze(features[name]) for name, squeeze in self.squeeze.items()}
+
+    def to_volume(self, x: Tensor) -> Tensor:
+        """(N, D, H, W) -> (N, 1, D, H, W), what the trunk is called with."""
+        return x.unsqueeze(1)
 
     @property
     def size_divisibility(self) -> int:
         return max(self.out_strides.values())
+
+
+class StackedTrunk(SqueezedTrunk):
+    """A 2D network that has the slices as its input channels, "2.5D": the baseline without any 3D convolution.
+
+    The arguments are those of :class:`SqueezedTrunk`, with ``num_slices`` the channels of the trunk's input; the trunk
+    is called with (N, D, 1, H, W), a volume of one slice, and there is nothing to squeeze.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.squeeze = nn.ModuleDict({name: _OneSlice() for name in self.squeeze})
+
+    def to_volume(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(2)
+
+
+class _OneSlice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze(2)

@@ -16,7 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from ..layers.thickness import slice_thickness
 from .build import build_squeezed_densenet
 from .fused_neck import FusedTrunk
-from .squeeze import SqueezedTrunk
+from .squeeze import SqueezedTrunk, StackedTrunk
 
 TORCHVISION_HAS = {  # where Detectron2 leaves a choice
     "MODEL.ANCHOR_GENERATOR.OFFSET": 0.0,
@@ -98,7 +98,11 @@ def build_lesion_rcnn(cfg) -> LesionFasterRCNN | LesionMaskRCNN:
     Raises:
         ValueError: if the config asks for what torchvision does not have; see also :func:`.build_squeezed_densenet`.
     """
-    necks = {"build_a3d_densenet_fpn_backbone": PyramidTrunk, "build_a3d_densenet_fused_backbone": FusedTrunk}
+    necks = {
+        "build_a3d_densenet_fpn_backbone": (SqueezedTrunk, PyramidTrunk),
+        "build_a3d_densenet_fused_backbone": (SqueezedTrunk, FusedTrunk),
+        "build_densenet_2d_fused_backbone": (StackedTrunk, FusedTrunk),
+    }
     choices = {"MODEL.META_ARCHITECTURE": ["LesionRCNN"], "MODEL.BACKBONE.NAME": list(necks)}
     choices |= {"MODEL.ROI_HEADS.NAME": ["StandardROIHeads"], "MODEL.ROI_BOX_HEAD.NAME": ["FastRCNNConvFCHead"]}
     choices |= {"SOLVER.WEIGHT_DECAY_NORM": [cfg.SOLVER.WEIGHT_DECAY]}
@@ -118,8 +122,8 @@ def build_lesion_rcnn(cfg) -> LesionFasterRCNN | LesionMaskRCNN:
             logging.getLogger(__name__).warning(f"{key} is {value!r}; torchvision has {TORCHVISION_HAS[key]!r}.")
     rpn, roi, box, mask = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     anchors, channels, resolution = cfg.MODEL.ANCHOR_GENERATOR, cfg.MODEL.FPN.OUT_CHANNELS, box.POOLER_RESOLUTION
-    bottom_up = build_squeezed_densenet(cfg, cfg.MODEL.FPN.IN_FEATURES)
-    backbone = necks[cfg.MODEL.BACKBONE.NAME](bottom_up, channels)
+    squeezed, neck = necks[cfg.MODEL.BACKBONE.NAME]
+    backbone = neck(build_squeezed_densenet(cfg, cfg.MODEL.FPN.IN_FEATURES, squeezed), channels)
     names = [f"p{stride.bit_length() - 1}" for stride in backbone.out_strides.values()]
     if not names == list(rpn.IN_FEATURES) == list(roi.IN_FEATURES):
         raise ValueError(

@@ -40,14 +40,8 @@ def record(tmp_path):
 
 
 def mapper(is_train=True, augmentations=(), **options):
-    return DeepLesionMapper(
-        is_train=is_train,
-        num_slices=3,
-        slice_interval=2.0,
-        hu_window=(-1024, 2050),
-        augmentations=list(augmentations),
-        **options,
-    )
+    options = {"num_slices": 3, "slice_interval": 2.0, "hu_window": (-1024, 2050), **options}
+    return DeepLesionMapper(is_train=is_train, augmentations=list(augmentations), **options)
 
 
 def test_train_sample_by_hand(record):
@@ -173,6 +167,28 @@ def test_a_box_made_of_recist_points_is_made_again_of_the_turned_ones(record):
     assert box[2] - box[0] == pytest.approx(c * 25, abs=1e-4)
 
 
+def test_the_published_box_encloses_the_turned_corners(record):
+    record["annotations"][0].update(bbox=[8.0, 8.0, 20.0, 20.0], recist=RECIST)
+    c, centre = math.sqrt(0.5), 14.5
+    turn = AffineTransform([[c, -c, centre], [c, c, centre - 2 * c * centre]], fill=0)
+    (box,) = mapper(augmentations=[turn], boxes="corners")(record)["instances"].gt_boxes.tensor.tolist()
+    assert box == pytest.approx([14 - 12 * c, 14 - 12 * c, 14 + 12 * c, 14 + 12 * c], abs=1e-4)
+    with pytest.raises(ValueError, match="Unknown boxes 'none'. Choose one of recist, corners"):
+        mapper(boxes="none")
+
+
+def test_windowed_before_it_is_augmented(record):
+    """Interpolated between air and what the window clips, the order makes a difference."""
+    resize = [T.Resize((60, 60))]
+    first, last = (
+        mapper(augmentations=resize, window_first=w, hu_window=(0, 100))(record)["image"] for w in (True, False)
+    )
+    assert first.dtype == torch.float32
+    assert -50.01 < first.min() < first.max() < 205.01
+    assert not torch.allclose(first, last, atol=1)
+    torch.testing.assert_close(*(mapper(window_first=w)(record)["image"] for w in (True, False)))
+
+
 def test_without_a_rotation_both_ways_give_the_same_box(record):
     record["annotations"][0].update(bbox=[8.0, 8.0, 20.0, 20.0])
     for seed in range(5):
@@ -286,6 +302,13 @@ def test_from_config(record):
     torch.testing.assert_close(test(record)["image"], mapper(False)(record)["image"])
     cfg.INPUT.RESAMPLING = "thin"
     assert (train.load.resampling, DeepLesionMapper(cfg).load.resampling) == ("linear", "thin")
+    cfg.INPUT.AFFINE.ORDER, cfg.INPUT.AFFINE.BORDER = "first", "reflect"
+    published = DeepLesionMapper(cfg, is_train=True)
+    assert [type(a).__name__ for a in published.augmentations.augs] == ["RandomAffine", "ResizeIfNeeded", "RandomFlip"]
+    assert (published.augmentations.augs[0].fill, published.augmentations.augs[0].border) == (-50.0, "reflect")
+    assert published.load.window_first
+    assert DeepLesionMapper(cfg, is_train=False).load.window_first
+    cfg.INPUT.AFFINE.ORDER = "last"
     cfg.INPUT.CROP.ENABLED = True
     assert isinstance(DeepLesionMapper(cfg, is_train=True).augmentations.augs[0], T.RandomCrop)
     np.random.seed(0)

@@ -156,6 +156,17 @@ def test_the_affine_map_fills_with_the_window_and_turns_about_the_centre_of_the_
     assert (resize.new_h, resize.new_w) == (20, 40)
 
 
+def test_the_affine_map_comes_first_if_asked_for():
+    image = np.ones((10, 20, 1), np.float32)
+    how = {"affine": (1.0, 0.0, 0.0, 90.0, -50.0), "affine_first": True, "warp": ("bicubic", "reflect")}
+    moved, transform = augment(image, np.random.default_rng(0), [20], 99, **how)
+    affine, resize = transform.transforms
+    assert (affine.interpolation, affine.border) == ("bicubic", "reflect")
+    np.testing.assert_allclose(affine.apply_coords(np.array([[10.0, 5.0]])), [[10, 5]])
+    assert (resize.new_h, resize.new_w) == (20, 40)
+    np.testing.assert_allclose(moved, 1, rtol=1e-5)
+
+
 def test_probabilities():
     image = np.zeros((8, 8, 1), np.float32)
     change = partial(augment, min_sizes=[0], max_size=0, affine=(0.3, 0.1, 0.1, 5, 0), jitter=(0.7, 20, 0.1))
@@ -179,10 +190,25 @@ def test_from_config(records, repo):
         "flip": "horizontal",
         "affine": (0.8, 0.04, 0.2, 15.0, -200.0),
         "jitter": (0.5, 20.0, 0.05),
+        "affine_first": False,
+        "warp": ("bilinear", "constant"),
     }
     assert test.augment.keywords == {"min_sizes": [48], "max_size": 128}
     image, *_ = test[1]
     assert math.isclose(image[0, 0, 0], (1 + 200) * 255 / 500 - 50, rel_tol=1e-5)
+
+
+def test_published_augmentation_from_config(records, repo):
+    options = ["INPUT.AFFINE.ORDER", "first", "INPUT.AFFINE.BOXES", "corners", "INPUT.AFFINE.INTERPOLATION", "bicubic"]
+    cfg = torchvision_loop.load_config(str(repo / "configs/quick/a3d_7slice.yaml"), options)
+    train = build_lesion_dataset(cfg, records, is_train=True)
+    assert train.load.window_first
+    assert train.load.boxes == "corners"
+    keywords = train.augment.keywords
+    assert (keywords["affine"], keywords["affine_first"]) == ((0.8, 0.04, 0.2, 15.0, -50.0), True)
+    assert keywords["warp"] == ("bicubic", "constant")
+    image, *_ = train[0]
+    assert -51 < image.min() < image.max() < 206
 
 
 @pytest.mark.parametrize("workers", [0, 2])

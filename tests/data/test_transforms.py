@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from fvcore.transforms.transform import HFlipTransform, TransformList
@@ -53,6 +54,22 @@ def test_box_mask_and_image_move_together():
         assert [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] == pytest.approx([x1, y1, x2, y2], abs=1.5)
         assert np.abs(transform.apply_image(image) - mask).mean() < 0.02
         assert set(np.unique(mask)) == {0, 1}
+
+
+def test_bicubic_and_reflected_as_opencv():
+    image = np.random.default_rng(0).normal(size=(20, 30, 2)).astype(np.float32)
+    transform = AffineTransform([[1.1, 0.2, -3.3], [-0.1, 0.8, 2.2]], 7.0, "bicubic", "reflect")
+    # OpenCV's matrix, between centres of pixels.
+    matrix = transform.matrix.copy()
+    matrix[:, 2] += matrix[:, :2].sum(1) * 0.5 - 0.5
+    expected = cv2.warpAffine(image, matrix, (30, 20), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    np.testing.assert_allclose(transform.apply_image(image), expected, atol=1e-5)
+    ones = np.ones((20, 30), np.uint8)
+    assert np.array_equal(transform.apply_segmentation(ones), ones)  # the border is mirrored
+    assert transform.inverse().inverse().border == "reflect"
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:15, 5:20] = 1
+    assert set(np.unique(transform.apply_segmentation(mask))) == {0, 1}
 
 
 def test_inverse():

@@ -71,6 +71,7 @@ def test_scores_writes_and_reports_by_thickness(dataset, tmp_path):
     assert {name: (s["num_images"], s["num_lesions"]) for name, s in thickness.items()} == {
         "<= 2 mm": (1, 1),
         "> 2 mm": (1, 2),
+        "5 mm": (1, 2),
     }
     results = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert {"image_id": "1.png", "category_id": 0, "bbox": [0.0, 0.0, 9.0, 9.0]}.items() <= results[0].items()

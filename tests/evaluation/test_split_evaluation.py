@@ -91,9 +91,11 @@ def test_intervals_hold_what_they_are_of(summary):
 
 
 def test_strata_add_up(summary):
-    for strata in summary["strata"].values():
+    groups = {name: dict(strata) for name, strata in summary["strata"].items()}
+    assert groups["slice thickness"].pop("5 mm")["num_images"] == 30  # of those above 2 mm
+    for strata in groups.values():
         assert sum(scores["num_lesions"] for scores in strata.values()) == summary["num_lesions"]
-    assert sum(s["num_images"] for s in summary["strata"]["slice thickness"].values()) == summary["num_images"]
+    assert sum(s["num_images"] for s in groups["slice thickness"].values()) == summary["num_images"]
     assert {s["num_images"] for s in summary["strata"]["lesion type"].values()} == {summary["num_images"]}
 
 

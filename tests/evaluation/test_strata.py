@@ -29,7 +29,11 @@ def test_by_hand():
     ]
     groups = build_strata(images, {1: "bone", 2: "abdomen"}, context=6)
     by_image = {name: s.images.tolist() for name, s in groups["slice thickness"].items()}
-    assert by_image == {"<= 2 mm": [True, False, False, False, False], "> 2 mm": [False, True, False, True, False]}
+    assert by_image == {
+        "<= 2 mm": [True, False, False, False, False],
+        "> 2 mm": [False, True, False, True, False],
+        "5 mm": [False, False, False, True, False],
+    }
     by_size = {name: s.lesions.tolist() for name, s in groups["lesion diameter"].items()}
     assert by_size == {
         "< 10 mm": [True, False, False, False, False],
@@ -75,6 +79,8 @@ def test_official_test_split(official_csv):
         assert groups["lesion type"][name].lesions.sum() == sum(int(r["Coarse_lesion_type"]) == number for r in rows)
     thick = {row["File_name"] for row, (_, _, z) in zip(rows, spacing, strict=True) if z > 2}
     assert groups["slice thickness"]["> 2 mm"].images.sum() == len(thick)
+    five = {row["File_name"] for row, (_, _, z) in zip(rows, spacing, strict=True) if z == 5}
+    assert groups["slice thickness"]["5 mm"].images.sum() == len(five)
     near = groups["end of series"]["< 6 mm away"].images
     assert near.sum() + groups["end of series"][">= 6 mm away"].images.sum() == len(images) == 4817
     assert near.sum() == pytest.approx(39)

@@ -17,10 +17,10 @@ CONVS = [
 ]
 
 
-def correlate(x, kernel, conv):
+def correlate(x, kernel, conv, dilation=1):
     """Loops over all positions and taps. x: (C_in, D, H, W), kernel: (C_out, C_in, KD, KH, KW).
 
-    KD, KH or KW may be 1, which stands for the middle one of K rows.
+    KD, KH or KW may be 1, which stands for the middle one of K rows. dilation: along D.
     """
     (k, _), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
     if conv.padding == "same":
@@ -38,7 +38,7 @@ def correlate(x, kernel, conv):
                 for a in range(kd):
                     for b in range(kh):
                         for c in range(kw):
-                            z = d + (a - (k - 1) // 2 if kd == k else 0)
+                            z = d + (a * dilation - dilation * (k - 1) // 2 if kd == k else 0)
                             v = i * sh - top + (b * dh if kh == k else dh * (k - 1) // 2)
                             w = j * sw - left + (c * dw if kw == k else dw * (k - 1) // 2)
                             if 0 <= z < x.shape[1] and 0 <= v < x.shape[2] and 0 <= w < x.shape[3]:
@@ -74,7 +74,7 @@ def test_acs_equals_its_definition(conv, depth):
         views = (axial.unsqueeze(2), coronal.unsqueeze(3), sagittal.unsqueeze(4))
         if op.kernel_size == (1, 1):
             views = (op.weight.unsqueeze(2),)
-        return torch.cat([correlate(x, view, op) for view in views])
+        return torch.cat([correlate(x, view, op, op.dilation[0]) for view in views])
 
     check(op, expected, torch.randn(2, 2, depth, 9, 8, dtype=torch.double))
 

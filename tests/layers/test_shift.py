@@ -42,6 +42,19 @@ def test_alignshift_equals_its_definition(ends):
     torch.testing.assert_close(op(x, thickness), op.slice_conv(expected), rtol=0, atol=1e-12)
 
 
+def test_the_share_of_channels_that_is_shifted():
+    x = torch.randn(1, 12, 3, 2, 2)
+    for op in (TSMConv(12, 1, 1, 3, n_fold=4), AlignShiftConv(12, 1, 1, 3, n_fold=4, ends="zero")):
+        y = op.mix(x, torch.tensor([1.0]))
+        assert torch.equal(y[:, :3, :-1], x[:, :3, 1:])
+        assert torch.equal(y[:, 3:6, 1:], x[:, 3:6, :-1])
+        assert torch.equal(y[:, 6:], x[:, 6:])
+        assert "fold=3" in repr(op)
+    assert torch.equal(TSMConv(3, 1, 1, 3, n_fold=4).mix(x[:, :3]), x[:, :3])
+    with pytest.raises(ValueError, match="Expected n_fold from 2 on, .* got 1"):
+        TSMConv(8, 1, 1, 3, n_fold=1)
+
+
 def test_by_hand():
     x = torch.tensor([1.0, 2.0, 4.0]).view(1, 1, 3, 1, 1).expand(1, 8, 3, 1, 1)
     y = TSMConv(8, 1, 1, 3).mix(x)[0, :, :, 0, 0]

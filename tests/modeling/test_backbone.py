@@ -11,7 +11,8 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from a3d_det2 import add_a3d_config
-from a3d_det2.layers import A3DConv, AlignShiftConv
+from a3d_det2.checkpoint import load_torchvision_densenet
+from a3d_det2.layers import A3DConv, AlignShiftConv, TSMConv
 from a3d_det2.layers.thickness import slice_thickness
 from a3d_det2.modeling.densenet import DenseBlock
 
@@ -37,6 +38,7 @@ def small_cfg(name="build_a3d_densenet_backbone", **a3d):
         ("build_a3d_densenet_backbone", {"dense1": (12, 4), "dense2": (10, 8), "dense3": (9, 16)}),
         ("build_a3d_densenet_fpn_backbone", {"p2": (16, 4), "p3": (16, 8), "p4": (16, 16)}),
         ("build_a3d_densenet_fused_backbone", {"p2": (16, 4)}),
+        ("build_densenet_2d_fused_backbone", {"p2": (16, 4)}),
     ],
 )
 def test_outputs_are_as_announced(name, expected):
@@ -95,6 +97,45 @@ def test_operator_options_come_from_the_config():
     cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.THICKNESS_AWARE = "alignshift", False
     convs = [m for m in build_backbone(cfg).modules() if isinstance(m, AlignShiftConv)]
     assert {conv.reference_thickness for conv in convs} == {3.0}
+    assert {conv.ends for conv in convs} == {"keep"}
+    cfg.MODEL.A3D.N_FOLD, cfg.MODEL.A3D.ENDS, cfg.MODEL.A3D.REFERENCE_THICKNESS = 4, "zero", 1.5
+    convs = [m for m in build_backbone(cfg).modules() if isinstance(m, AlignShiftConv)]
+    assert {(conv.reference_thickness, conv.ends) for conv in convs} == {(1.5, "zero")}
+    assert all(conv.fold == conv.in_channels // 4 for conv in convs)
+    cfg.MODEL.A3D.OPERATOR, cfg.MODEL.A3D.ENDS = "tsm", "keep"
+    convs = [m for m in build_backbone(cfg).modules() if isinstance(m, TSMConv)]
+    assert {conv.ends for conv in convs} == {"keep"}
+
+
+def test_slices_as_the_channels_of_a_2d_network():
+    cfg = small_cfg("build_densenet_2d_fused_backbone", NUM_SLICES=5)
+    backbone = build_backbone(cfg).eval()
+    assert backbone.bottom_up.trunk.conv0.weight.shape == (8, 5, 7, 7)
+    assert not any(isinstance(m, nn.Conv3d) for m in backbone.modules())
+    assert not any("squeeze" in name for name in backbone.state_dict())
+    x = torch.randn(1, 5, 32, 32)
+    for k in range(5):
+        changed = x.clone()
+        changed[:, k] += 1
+        assert not torch.allclose(backbone(x)["p2"], backbone(changed)["p2"])
+    with pytest.raises(ValueError, match=r"with D = 5 slices .* Got \(1, 3, 32, 32\)"):
+        backbone(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("slices", [1, 3, 5])
+def test_a_2d_network_starts_from_imagenet(slices):
+    torchvision = pytest.importorskip("torchvision")
+    cfg = small_cfg(
+        "build_densenet_2d_fused_backbone", NUM_SLICES=slices, GROWTH_RATE=32, NUM_INIT_FEATURES=64, BN_SIZE=4
+    )
+    cfg.MODEL.A3D.BLOCK_CONFIG = [6, 12, 24]
+    backbone, imagenet = build_backbone(cfg), torchvision.models.densenet121().eval()
+    load_torchvision_densenet(backbone.bottom_up.trunk, imagenet.state_dict(), "sum")
+    grey = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        found = backbone.eval().bottom_up(grey.expand(-1, slices, -1, -1))["dense1"]
+        expected = imagenet.features[:5](grey.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_one_slice():
