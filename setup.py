@@ -29,7 +29,14 @@ def is_installed(distribution: str) -> bool:
 
 packages = find_packages(include=["a3d_det2", "a3d_det2.*"])
 setup(
-    packages=[*packages, "a3d_det2.configs", "a3d_det2.configs.quick", "a3d_det2.configs.published"],
+    packages=[
+        *packages,
+        "a3d_det2.configs",
+        "a3d_det2.configs.quick",
+        "a3d_det2.configs.published",
+        "a3d_det2.configs.lazy",
+        "a3d_det2.configs.lazy.common",
+    ],
     package_dir={"a3d_det2.configs": "configs"},
     package_data={
         "a3d_det2": ["py.typed"],

@@ -14,7 +14,8 @@ imported when they are first used. Whoever takes one from it that needs Detectro
 ``add_a3d_config``, or imports ``a3d_det2.registration``, has these registered:
 
     backbones       build_a3d_densenet_backbone, build_a3d_densenet_fpn_backbone, build_a3d_densenet_fused_backbone,
-                    build_a3d_resnet_fpn_backbone, build_densenet_2d_fused_backbone
+                    build_a3d_resnet_fpn_backbone, build_a3d_retinanet_{densenet,resnet}_fpn_backbone,
+                    build_densenet_2d_fused_backbone
     architectures   LesionRCNN, LesionRetinaNet
     mask head       DiceMaskHead
     as published    PublishedRCNN, PublishedAnchorGenerator, PublishedRPN, PublishedROIHeads, PublishedMaskHead
@@ -51,7 +52,10 @@ _OF_DETECTRON2 = {
     "build_a3d_densenet_fpn_backbone": "modeling.backbone",
     "build_a3d_densenet_fused_backbone": "modeling.backbone",
     "build_a3d_resnet_fpn_backbone": "modeling.backbone",
+    "build_a3d_retinanet_densenet_fpn_backbone": "modeling.backbone",
+    "build_a3d_retinanet_resnet_fpn_backbone": "modeling.backbone",
     "build_densenet_2d_fused_backbone": "modeling.backbone",
+    "register_ct_coco": "data.registration",
     "register_all_deeplesion": "data.registration",
 }
 

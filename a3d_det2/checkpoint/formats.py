@@ -15,7 +15,7 @@ from ..modeling.densenet import DenseNet3D
 
 NOTHING = re.compile(r"(?!)")
 # What 2D weights need not have: what fuses slices, and counters that older files lack.
-NOT_IN_2D = re.compile(r".*\.fusion_weight$|.*\.squeeze\.|.*\.num_batches_tracked$")
+NOT_IN_2D = re.compile(r".*\.fusion_weight$|.*\.token_fusion\.|.*\.squeeze\.|.*\.num_batches_tracked$")
 HEADS = re.compile(r"(roi_heads|proposal_generator|head)\.")
 
 

@@ -84,15 +84,43 @@ def read_coco(path: str, image_root: str = "") -> list[dict]:
         ValueError: if it is not in this format: a key is missing, an id occurs twice, an annotation is of an unknown
             image, a box is no box, or an annotation is a crowd, which no lesion is. The message names file and entry.
     """
+    records, _ = _read(path, image_root, by_category=False)
+    return records
+
+
+def read_coco_categories(path: str, image_root: str = "") -> tuple[list[dict], dict[int, str]]:
+    """Read COCO's annotation format as :func:`read_coco` does, with its categories, and with crowds.
+
+    Returns:
+        the dicts, and the name of each category by its id in the file, ordered by id. The category_id of an annotation
+        counts the categories in this order from 0 on; iscrowd is that of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as :func:`read_coco`, and if there are no categories, or an annotation has none of them.
+    """
+    return _read(path, image_root, by_category=True)
+
+
+def _read(path: str, image_root: str, by_category: bool) -> tuple[list[dict], dict[int, str]]:
     try:
         with open(path, encoding="utf-8-sig") as f:
             coco = json.load(f)
         images, annotations = coco["images"], coco["annotations"]
+        listed = coco["categories"] if by_category else []
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected COCO's annotation format, a JSON object with images and annotations "
             f"({type(error).__name__}: {error})."
         ) from error
+    categories = {}
+    for category in _entries(listed, "categories", ("id", "name"), path):
+        name = f"{path}, category {category['id']!r}"
+        categories[_of_kind(category, "id", int, name)] = _of_kind(category, "name", str, name)
+    categories = dict(sorted(categories.items()))
+    if by_category and not categories:
+        raise ValueError(f"{path}: expected one category or more, got none.")
+    index = {category: i for i, category in enumerate(categories)}
     records = {}
     for image in _entries(images, "images", ("id", "file_name", "width", "height"), path):
         name = f"{path}, image {image['id']!r}"
@@ -109,6 +137,8 @@ def read_coco(path: str, image_root: str = "") -> list[dict]:
             (record["slice_interval"],) = _numbers([image["slice_interval"]], "slice_interval", 1, name)
         if image.get("spacing") is not None:
             record["spacing"] = _numbers(image["spacing"], "spacing", 2, name)
+        if image.get("series") is not None:
+            record["series"] = _of_kind(image, "series", (int, str), name)
         if image.get("slice_range") is not None:
             record["slice_range"] = list(_numbers(image["slice_range"], "slice_range", 2, name, int))
         records[image["id"]] = record
@@ -116,20 +146,25 @@ def read_coco(path: str, image_root: str = "") -> list[dict]:
         name = f"{path}, annotation {annotation['id']!r}"
         if not isinstance(annotation["image_id"], (int, str)) or annotation["image_id"] not in records:
             raise ValueError(f"{name}: there is no image {shortened(annotation['image_id'])}.")
-        if annotation.get("iscrowd"):
+        if annotation.get("iscrowd") and not by_category:
             raise ValueError(f"{name}: expected a lesion, got a crowd (iscrowd = {annotation['iscrowd']}).")
         x, y, width, height = _numbers(annotation["bbox"], "bbox", 4, name)
         if not math.isfinite(x + y + width + height) or width < 0 or height < 0:
             raise ValueError(f"{name}: expected a bbox of x, y, width and height, got {shortened(annotation['bbox'])}.")
         box = [x, y, x + width, y + height]
-        lesion = {"bbox": box, "bbox_mode": XYXY_ABS, "category_id": 0, "iscrowd": 0}
+        lesion = {"bbox": box, "bbox_mode": XYXY_ABS, "category_id": 0, "iscrowd": int(bool(annotation.get("iscrowd")))}
+        if by_category:
+            if (category := annotation.get("category_id")) not in index:
+                known = ", ".join(map(str, index))
+                raise ValueError(f"{name}: expected a category_id of {known}, got {shortened(category)}.")
+            lesion["category_id"] = index[category]
         if annotation.get("diameters") is not None:
             lesion["diameters"] = _numbers(annotation["diameters"], "diameters", 2, name)
         if annotation.get("lesion_type") is not None:
             lesion["lesion_type"] = _of_kind(annotation, "lesion_type", int, name)
         lesion |= {key: annotation[key] for key in ("row", "recist", "segmentation") if key in annotation}
         records[annotation["image_id"]]["annotations"].append(lesion)
-    return list(records.values())
+    return list(records.values()), categories
 
 
 def _entries(entries, kind: str, keys: tuple[str, ...], path: str) -> list[dict]:

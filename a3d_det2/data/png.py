@@ -48,6 +48,6 @@ def write_png(path: str, stored: np.ndarray) -> None:
     Image.fromarray(stored).save(path, compress_level=1)
 
 
-def to_hu(stored: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Turn uint16 as stored into HU: float32 of the same shape, written into ``out`` if given."""
-    return np.subtract(stored, np.float32(HU_OFFSET), out=out, dtype=np.float32)
+def to_hu(stored: np.ndarray, out: np.ndarray | None = None, offset: float = HU_OFFSET) -> np.ndarray:
+    """Turn uint16 as stored, HU + ``offset``, into HU: float32 of the same shape, written into ``out`` if given."""
+    return np.subtract(stored, np.float32(offset), out=out, dtype=np.float32)

@@ -1,10 +1,12 @@
 """Registers datasets in Detectron2's catalogs; a file is read when its dataset is used."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from .ct_coco import load_ct_coco
 from .deeplesion import datasets_root, load_named, load_with_masks, named_splits
 from .dl_info import LESION_TYPES
 
@@ -20,6 +22,35 @@ def register_deeplesion(name: str, csv_path: str, image_root: str, split: str, *
         AssertionError: if there is a dataset of this name.
     """
     _register(name, partial(load_with_masks, csv_path, image_root, split, drop_noisy), csv_path, image_root)
+
+
+def register_ct_coco(name: str, json_file: str, image_root: str, metadata: dict | None = None, **options) -> None:
+    """Register key slices of any CT dataset, in COCO's annotation format, in Detectron2's catalogs; as Detectron2's
+    ``register_coco_instances``, and the file is read when the dataset is used.
+
+    Args:
+        name: what DATASETS.TRAIN and DATASETS.TEST call it.
+        json_file, image_root, options: see :func:`.load_ct_coco`.
+        metadata: further metadata of the dataset.
+
+    Raises:
+        AssertionError: if there is a dataset of this name.
+        TypeError: on an unknown option.
+    """
+    inspect.signature(load_ct_coco).bind(json_file, image_root, **options)
+
+    def load() -> list[dict]:
+        records, categories = load_ct_coco(json_file, image_root, **options)
+        MetadataCatalog.get(name).set(
+            thing_classes=list(categories.values()),
+            thing_dataset_id_to_contiguous_id={number: i for i, number in enumerate(categories)},
+        )
+        return records
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="deeplesion", **(metadata or {})
+    )
 
 
 def _register(name: str, load: Callable[[], list[dict]], csv_path: str, image_root: str) -> None:

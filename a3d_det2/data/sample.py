@@ -9,9 +9,9 @@ from fvcore.transforms.transform import Transform
 
 from ..segmentation import check_polygons, decode_mask, draw_polygons
 from .once import LogOnce
-from .png import UnreadableSlice
+from .png import HU_OFFSET, UnreadableSlice
 from .recist import is_recist_box, transform_recist_box
-from .slices import is_interval, load_slice_stack, window_hu
+from .slices import is_interval, load_slice_stack, resample_stack, window_hu
 from .weak_masks import recist_ellipse
 
 Augment = Callable[[np.ndarray], tuple[np.ndarray, Transform]]
@@ -44,15 +44,17 @@ class Sample:
 
 @dataclass(kw_only=True, eq=False)
 class SampleLoader:
-    """Makes samples of dataset dicts, as :func:`load_deeplesion` makes them.
+    """Makes samples of dataset dicts, as :func:`load_deeplesion` and :func:`.load_ct_coco` make them.
 
-    1. Load the key slice and its neighbours, resampled along z, in HU; a damaged neighbour is replaced and logged.
+    1. Load the key slice and its neighbours, resampled along z, in HU; a damaged neighbour is replaced and logged. The
+       "read_stack" of a dict, if there is one, is called with the dict, and gives slices (S, H, W) in HU and which of
+       them is the key slice.
     2. Augment image, boxes, masks and RECIST points together. DeepLesion's boxes and points name pixels (0 is the
        centre of the first), while transforms take continuous coordinates (0 is its edge): they are shifted by half a
        pixel and back. A box that was made of RECIST points is made again of the transformed ones.
     3. Window the HU values; with ``window_first`` before anything is augmented.
-    4. In training, keep the lesions that are still in the image. A lesion without a mask gets the outline through its
-       RECIST axes.
+    4. In training, keep the lesions that are still in the image, and no crowds. A lesion without a mask gets the
+       outline through its RECIST axes.
 
     Args:
         is_train: whether to keep the annotations.
@@ -89,6 +91,7 @@ class SampleLoader:
         logger = logging.getLogger(__name__)
         self._on_damage = LogOnce(logger)
         self._skipped = LogOnce(logger)
+        self._constant = LogOnce(logger)
 
     def __call__(self, record: dict, augment: Augment) -> Sample | None:
         """Make a sample.
@@ -127,6 +130,12 @@ class SampleLoader:
             image[:] = augmented
         else:
             window_hu(augmented, self.hu_window, out=image)
+        if image.size and image.min() == image.max():
+            self._constant(
+                record["file_name"],
+                f"{record['file_name']}: all pixels are {image.flat[0]:g} within the window of {self.hu_window} HU. Is "
+                "the offset of its HU another one, or the window?",
+            )
         interval = record["slice_interval"]
         thickness = interval if is_interval(interval) else self.slice_interval
         lesions = self._lesions(record, transform, original_size, image.shape[1:])
@@ -138,15 +147,18 @@ class SampleLoader:
                 f"{record['file_name']}: expected a dict with 'slice_interval', the distance between slices on disk in "
                 f"mm (NaN where it is not known), got one with {', '.join(record)}."
             )
-        stack = load_slice_stack(
-            record["file_name"],
-            self.num_slices,
-            record["slice_interval"],
-            self.slice_interval,
-            self.resampling,
-            slice_range=record.get("slice_range"),
-            on_damage=self._on_damage,
-        )
+        how = self.num_slices, record["slice_interval"], self.slice_interval, self.resampling
+        if read_stack := record.get("read_stack"):
+            stack = resample_stack(*read_stack(record), *how)
+        else:
+            stack = load_slice_stack(
+                record["file_name"],
+                *how,
+                slice_range=record.get("slice_range"),
+                on_damage=self._on_damage,
+                hu_offset=record.get("hu_offset", HU_OFFSET),
+                number_pattern=record.get("number_pattern"),
+            )
         size = stack.shape[1:]
         expected = (record.get("height", size[0]), record.get("width", size[1]))
         if size != expected:
@@ -158,6 +170,8 @@ class SampleLoader:
     ) -> tuple[np.ndarray, np.ndarray, list | None]:
         boxes, classes, masks = [], [], []
         for annotation in record.get("annotations", ()) if self.is_train else ():
+            if annotation.get("iscrowd"):  # as in Detectron2's own mapper
+                continue
             box = self._box(annotation, transform, original_size, image_size)
             if min(box[2:] - box[:2]) <= SMALLEST_SIDE:
                 continue

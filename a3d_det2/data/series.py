@@ -1,6 +1,7 @@
 """The slices of one CT series on disk: PNG files in a folder, or the packed file made from them."""
 
 import os
+import re
 
 import numpy as np
 
@@ -35,6 +36,40 @@ class PngSeries:
     def read(self, number: int, verify: bool = False) -> np.ndarray:
         """Read a slice, (H, W) uint16 as stored; raises as :func:`read_png`. A PNG is always verified."""
         return read_png(self.path(number))
+
+
+class NumberedFiles(PngSeries):
+    """Slices of any name with a number in it, such as ``scan7_slice012.png``: all files in the folder whose names
+    differ from that of the key slice in the number alone.
+
+    Args:
+        key_path: path of the key slice.
+        pattern: regular expression with one group, the number, searched in the name of the file.
+
+    Attributes:
+        key: the number of the key slice.
+        numbers: those of the slices on disk, in order.
+
+    Raises:
+        ValueError: if the pattern does not find a number in the name.
+    """
+
+    def __init__(self, key_path: str, pattern: str):
+        self._folder, name = os.path.split(key_path)
+        match = re.search(pattern, name)
+        if not match or not match[1].isdecimal():
+            raise ValueError(f"{key_path}: expected a name with a slice number, as {pattern!r} finds it.")
+        before, after = re.escape(name[: match.start(1)]), re.escape(name[match.end(1) :])
+        names = sorted(os.listdir(self._folder or "."), key=len) if os.path.isdir(self._folder or ".") else []
+        found = {other: re.fullmatch(rf"{before}(\d{{1,18}}){after}", other) for other in names}
+        self._names = {int(number[1]): other for other, number in found.items() if number}
+        self.key = int(match[1])
+        self._form = name[: match.start(1)], len(match[1]), name[match.end(1) :]
+        self.numbers = sorted(self._names)
+
+    def path(self, number: int) -> str:
+        before, digits, after = self._form
+        return os.path.join(self._folder, self._names.get(number, f"{before}{number:0{digits}d}{after}"))
 
 
 def open_series(folder: str, packed: bool = True) -> PngSeries | PackedSeries:

@@ -13,8 +13,8 @@ import numpy as np
 from ..files import slice_number
 from .once import LogOnce
 from .packed import packed_path
-from .png import UnreadableSlice, read_png, to_hu
-from .series import PngSeries, open_series
+from .png import HU_OFFSET, UnreadableSlice, read_png, to_hu
+from .series import NumberedFiles, PngSeries, open_series
 
 RESAMPLING = ("linear", "published", "thin", "none")
 SMALLEST_INTERVAL = 1e-9  # mm; what is divided by it stays finite
@@ -53,6 +53,8 @@ def load_slice_stack(
     slice_range: tuple[int, int] | None = None,
     packed: bool = True,
     on_damage: Callable[[str, str], None] | None = None,
+    hu_offset: float = HU_OFFSET,
+    number_pattern: str | None = None,
 ) -> np.ndarray:
     """Load the key slice and its neighbours, resampled to a common distance.
 
@@ -78,6 +80,8 @@ def load_slice_stack(
         packed: whether to read ``Images_packed`` beside the folder of the series where it is there; see :mod:`.packed`.
         on_damage: called with path and message for each damaged file that was to be read; None logs one warning for
             each file in a process.
+        hu_offset: what was added to the HU in the files.
+        number_pattern: see :class:`.NumberedFiles`; None is the layout of DeepLesion, with names that are numbers.
 
     Returns:
         (D, H, W) float32, in HU.
@@ -87,13 +91,9 @@ def load_slice_stack(
         UnreadableSlice: if it is damaged; a ValueError.
         ValueError: if ``num_slices`` is even, ``target_interval`` is not positive or ``resampling`` is unknown.
     """
-    if num_slices < 1 or num_slices % 2 == 0:
-        raise ValueError(f"num_slices must be odd, so that the key slice is the middle one. Got {num_slices} instead!")
-    if not (math.isfinite(target_interval) and target_interval > 0):
-        raise ValueError(f"target_interval must be a positive number of mm. Got {target_interval} instead!")
-    if resampling not in RESAMPLING:
-        raise ValueError(f"Unknown resampling {resampling!r}. Choose one of {', '.join(RESAMPLING)}.")
-    neighbourhood = _Neighbourhood(path, slice_range, packed, on_damage or _log_once())
+    _check_arguments(num_slices, target_interval, resampling)
+    report = on_damage or _log_once()
+    neighbourhood = _Neighbourhood(path, slice_range, packed, report, hu_offset, number_pattern)
     stack = np.empty((num_slices, *neighbourhood.key_slice.shape), dtype=np.float32)
     if not is_interval(slice_interval):
         if multiprocessing.parent_process() is None:
@@ -102,13 +102,60 @@ def load_slice_stack(
                 f"{path}: expected a positive slice interval in mm, got {slice_interval}. Its key slice is repeated in "
                 "place of the neighbours; further such series are not reported.",
             )
-        stack[:] = to_hu(neighbourhood.key_slice)
+        stack[:] = to_hu(neighbourhood.key_slice, offset=hu_offset)
         return stack
     for image, (near, far, fraction) in zip(
         stack, _positions(num_slices // 2, target_interval / slice_interval, resampling), strict=True
     ):
         neighbourhood.interpolate(near, far, fraction, out=image)
     return stack
+
+
+def resample_stack(
+    slices: np.ndarray,
+    key: int,
+    num_slices: int,
+    slice_interval: float,
+    target_interval: float = 2.0,
+    resampling: str = "linear",
+) -> np.ndarray:
+    """Resample slices that are in memory, as :func:`load_slice_stack` does those on disk.
+
+    Args:
+        slices: (S, H, W) in HU, from head to feet; beyond the ends the end slices are repeated.
+        key: which of them is the key slice.
+        num_slices, slice_interval, target_interval, resampling: see :func:`load_slice_stack`.
+
+    Returns:
+        (D, H, W) float32, in HU.
+
+    Raises:
+        ValueError: if ``slices`` is not (S, H, W) or has no slice ``key``; see also :func:`load_slice_stack`.
+    """
+    slices = np.asarray(slices)
+    if slices.ndim != 3 or not 0 <= key < len(slices):
+        raise ValueError(f"Expected slices (S, H, W) and one of them as key, got {slices.shape} and {key}.")
+    _check_arguments(num_slices, target_interval, resampling)
+    if not is_interval(slice_interval):
+        return np.repeat(slices[key : key + 1].astype(np.float32), num_slices, axis=0)
+    stack = np.empty((num_slices, *slices.shape[1:]), dtype=np.float32)
+    for out, (near, far, fraction) in zip(
+        stack, _positions(num_slices // 2, target_interval / slice_interval, resampling), strict=True
+    ):
+        low, high = (slices[min(max(key + offset, 0), len(slices) - 1)] for offset in (near, far))
+        np.multiply(low, np.float32(1 - fraction), out=out, dtype=np.float32)
+        if fraction:
+            out += high * np.float32(fraction)
+    return stack
+
+
+def _check_arguments(num_slices: int, target_interval: float, resampling: str) -> None:
+    if num_slices < 1 or num_slices % 2 == 0:
+        raise ValueError(f"num_slices must be odd, so that the key slice is the middle one. Got {num_slices} instead!")
+    if not (math.isfinite(target_interval) and target_interval > 0):
+        raise ValueError(f"target_interval must be a positive number of mm. Got {target_interval} instead!")
+    if resampling not in RESAMPLING:
+        raise ValueError(f"Unknown resampling {resampling!r}. Choose one of {', '.join(RESAMPLING)}.")
 
 
 def _positions(half: int, ratio: float, resampling: str) -> Iterator[tuple[int, int, float]]:
@@ -136,34 +183,56 @@ def _positions(half: int, ratio: float, resampling: str) -> Iterator[tuple[int, 
 class _Neighbourhood:
     """The slices beside a key slice, (H, W) uint16 by their number relative to it; each is decoded once."""
 
-    def __init__(self, key_path: str, slice_range: tuple[int, int] | None, packed: bool, on_damage: Callable):
-        folder = os.path.dirname(key_path)
-        self._key = slice_number(key_path)
-        if self._key is None:
-            raise ValueError(f"{key_path}: expected a slice number as the file name, such as 109.png.")
+    def __init__(
+        self,
+        key_path: str,
+        slice_range: tuple[int, int] | None,
+        packed: bool,
+        on_damage: Callable,
+        hu_offset: float,
+        number_pattern: str | None,
+    ):
         self._slice_range = range(slice_range[0], slice_range[1] + 1) if slice_range else range(0)
-        self._on_damage = on_damage
-        try:
-            self._series = open_series(folder, packed)
-        except UnreadableSlice as error:
-            if not os.path.isdir(folder):
-                raise
-            on_damage(packed_path(folder), f"{error} The PNG files are read instead.")
-            self._series = PngSeries(folder)
+        self._on_damage, self._hu_offset = on_damage, hu_offset
+        if number_pattern is None:
+            self._open(key_path, packed)
+        else:
+            self._series = NumberedFiles(key_path, number_pattern)
+            self._key = self._series.key
+            if len(self._series.numbers) == 1:
+                on_damage(
+                    key_path,
+                    f"{key_path}: no other slice lies beside it whose name differs in the number {str(self._key)!r} "
+                    f"alone, as {number_pattern!r} finds it; it is repeated in their place.",
+                )
         in_pack = not isinstance(self._series, PngSeries) and self._key in self._series.numbers
         self.key_slice = self._series.read(self._key) if in_pack else read_png(key_path)
         self._images = {0: self.key_slice}
         self._offsets = sorted({0, *(number - self._key for number in self._series.numbers)})
         self._damaged: set[int] = set()
 
+    def _open(self, key_path: str, packed: bool) -> None:
+        """Open a series in DeepLesion's layout."""
+        folder = os.path.dirname(key_path)
+        self._key = slice_number(key_path)
+        if self._key is None:
+            raise ValueError(f"{key_path}: expected a slice number as the file name, such as 109.png.")
+        try:
+            self._series = open_series(folder, packed)
+        except UnreadableSlice as error:
+            if not os.path.isdir(folder):
+                raise
+            self._on_damage(packed_path(folder), f"{error} The PNG files are read instead.")
+            self._series = PngSeries(folder)
+
     def interpolate(self, near: int, far: int, fraction: float, out: np.ndarray) -> None:
         """Write near * (1 - fraction) + far * fraction, in HU, into ``out``, (H, W) float32."""
         low = self._nearest(near)
         high = self._nearest(far) if fraction else low
-        to_hu(low, out)
+        to_hu(low, out, self._hu_offset)
         if high is not low:
             out *= np.float32(1 - fraction)
-            weighted = to_hu(high)
+            weighted = to_hu(high, offset=self._hu_offset)
             weighted *= np.float32(fraction)
             out += weighted
 

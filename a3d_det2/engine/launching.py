@@ -22,7 +22,7 @@ from ..files import is_url
 from ..model_zoo import find_config_file
 from .config_check import Start, check_config, merge_config
 from .detectron2_rules import detectron2_checks, detectron2_rules
-from .mistakes import DATA_FAULTS, exit_on_mistakes, mistakes
+from .mistakes import DATA_FAULTS, Mistake, exit_on_mistakes, mistakes
 from .trainer import Trainer
 
 
@@ -90,6 +90,28 @@ def train(args):
         return trainer.train()
 
 
+def torchrun_processes() -> tuple[int, int] | None:
+    """How many processes torchrun has started, on all machines and on this one; None if it has not started this one.
+
+    Raises:
+        Mistake: if the environment has no numbers of them.
+    """
+    if not distributed.is_torchelastic_launched():
+        return None
+    with mistakes("WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them: "):
+        return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+
+
+def join_torchrun(cfg: CfgNode, processes_here: int) -> None:
+    """Join the other processes that torchrun has started, as ``launch`` does with those that it starts itself."""
+    on_gpus = cfg.MODEL.DEVICE != "cpu"
+    distributed.init_process_group("nccl" if on_gpus else "gloo")
+    comm.create_local_process_group(processes_here)
+    if on_gpus:
+        torch.cuda.set_device(comm.get_local_rank())
+    comm.synchronize()
+
+
 def _train_and_leave(args) -> None:
     """Train in one of the processes that ``launch`` starts, and end it."""
     status = 0
@@ -123,12 +145,22 @@ def main(argv: list[str] | None = None) -> None:
         with mistakes("--config-file: "):
             args.config_file = find_config_file(args.config_file)  # default_setup reads it as a file
         cfg = load_config(args.config_file, args.opts)
-        processes = args.num_gpus * args.num_machines
+        started = torchrun_processes()
+        if started and (args.num_gpus, args.num_machines) != (1, 1):
+            raise Mistake(
+                "Expected --num-gpus and --num-machines with Detectron2's own launch alone, as torchrun has started "
+                f"{started[0]} processes; got {args.num_gpus} and {args.num_machines}."
+            )
+        processes, here = started or (args.num_gpus * args.num_machines, args.num_gpus)
         rules = detectron2_rules(), detectron2_checks
-        check_config(cfg, Start(args.resume, args.eval_only, processes, args.num_gpus, dataset_files, *rules))
+        check_config(cfg, Start(args.resume, args.eval_only, processes, here, dataset_files, *rules))
         if cfg.MODEL.DEVICE == "cpu":
             # Where there are GPUs, launch() would otherwise take NCCL and one GPU per process.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if started:
+            join_torchrun(cfg, here)
+            _train_and_leave(args)
+            return
         launch(
             _train_and_leave,
             args.num_gpus,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 from .evaluation_files import evaluate_results
@@ -13,9 +14,10 @@ from .matching import MatchRule
 
 
 class DeepLesionEvaluator(DatasetEvaluator):
-    """FROC, with COCO's AP50 beside it, of a dataset whose dicts come from :func:`load_deeplesion`.
+    """FROC, with COCO's AP50 beside it, of any dataset; of several classes for each, and their mean.
 
-    What it writes and returns is that of :func:`.evaluate_results`.
+    What it writes and returns is that of :func:`.evaluate_results`. It goes together with Detectron2's own evaluators
+    in a ``DatasetEvaluators``.
     """
 
     def __init__(
@@ -30,8 +32,9 @@ class DeepLesionEvaluator(DatasetEvaluator):
     ):
         """
         Args:
-            dataset_name: a registered dataset; its annotations are the ground truth. A dict without annotations is an
-                image without lesions. ``lesion_types`` of its metadata names the lesion types.
+            dataset_name: a registered dataset; its annotations, with boxes in any mode, are the ground truth. A dict
+                without annotations is an image without lesions. Of its metadata ``thing_classes`` names the classes and
+                ``lesion_types`` the lesion types.
             output_dir: where to write; None writes nothing.
             distributed: gather the detections of all processes and evaluate in the main process; otherwise each
                 process evaluates its own.
@@ -43,8 +46,10 @@ class DeepLesionEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._distributed = distributed
         self._settings = {"rule": rule, "fps_per_image": fps_per_image, "resamples": resamples}
-        self._images = DatasetCatalog.get(dataset_name)
-        self._lesion_types = MetadataCatalog.get(dataset_name).get("lesion_types")
+        self._images = [_with_absolute_boxes(image) for image in DatasetCatalog.get(dataset_name)]
+        metadata = MetadataCatalog.get(dataset_name)  # complete once the dataset has been read
+        self._settings["lesion_types"] = metadata.get("lesion_types")
+        self._settings["thing_classes"] = metadata.get("thing_classes", ["lesion"])
         self.reset()
 
     def reset(self) -> None:
@@ -73,5 +78,16 @@ class DeepLesionEvaluator(DatasetEvaluator):
             results = list(itertools.chain.from_iterable(comm.gather(results, dst=0)))
             if not comm.is_main_process():
                 return OrderedDict()
-        settings = {"lesion_types": self._lesion_types, **self._settings}
-        return OrderedDict(evaluate_results(results, self._images, self._dataset_name, self._output_dir, **settings))
+        where = self._dataset_name, self._output_dir
+        return OrderedDict(evaluate_results(results, self._images, *where, **self._settings))
+
+
+def _with_absolute_boxes(image: dict) -> dict:
+    """A dataset dict with its boxes as XYXY in pixels."""
+    if "annotations" not in image:
+        return image
+    annotations = [
+        {**a, "bbox": BoxMode.convert(a["bbox"], a.get("bbox_mode", BoxMode.XYXY_ABS), BoxMode.XYXY_ABS)}
+        for a in image["annotations"]
+    ]
+    return {**image, "annotations": annotations}

@@ -7,7 +7,7 @@ then a norm over batch and slices. Only the convolutions are exchanged: they see
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .build import build_fusion_conv
 from .convertible import check_convertible, check_not_held_elsewhere, check_not_tied, check_plain
 from .fusion_conv import FusionConv, fold_slices, unfold_slices
 from .thickness import current_thickness, slice_thickness
+from .token_fusion import TokenFusion, token_channels
 
 # How the three colour channels of a 2D network's first convolution become one grey channel.
 STEM_WEIGHTS = ("middle", "sum")
@@ -30,6 +31,7 @@ def convert_to_3d(
     stem_weights: str | None = None,
     slice_wise: Callable[[str, nn.Conv2d], bool] | None = None,
     subclasses: Mapping[type[nn.Conv2d], Callable[[FusionConv, nn.Conv2d], None]] | None = None,
+    token_blocks: Sequence[type[nn.Module]] = (),
     **op_options,
 ) -> nn.Module:
     """Turn a 2D network into one that sees D slices, its convolutions exchanged for fusion convs.
@@ -56,11 +58,16 @@ def convert_to_3d(
             ``lambda name, conv: name == "conv1" or conv.groups > 1``. None of them by default.
         subclasses: for subclasses of ``nn.Conv2d`` with a forward of their own, what gives the fusion conv in their
             place, called with it and the original, the rest of what they do; it may register a forward hook, whose
-            tensors are (N * D, C, H, W).
+            tensors are (N * D, C, H, W). For Detectron2's own, ``{detectron2.layers.Conv2d:``
+            :func:`keep_norm_and_activation```}``.
+        token_blocks: classes of a network of tokens, such as a Swin or a ViT, behind each of whose blocks, (N * D, ...,
+            C) in and out, the tokens of the same place are mixed across slices, see :class:`.TokenFusion`. At first it
+            changes nothing. Convolutions, such as that of the patch embedding, are exchanged as everywhere.
         op_options: further arguments of the operator, such as ``thickness_aware=True`` for ``a3d``.
 
     Raises:
-        ValueError: if a module cannot be converted; the message names its path in the network.
+        ValueError: if there is no block of one of ``token_blocks``, or a module cannot be converted; the message names
+            its path in the network.
     """
     module, subclasses = copy.deepcopy(module), subclasses or {}
     forward = _Forward(module, num_slices)
@@ -110,6 +117,14 @@ def convert_to_3d(
             parent.register_module(name, exchanged[child])
     if not exchanged:
         raise ValueError(f"Cannot convert {type(module).__name__}: there is no nn.Conv2d in it.")
+    for kind in token_blocks:
+        blocks = [block for block in module.modules() if type(block) is kind]
+        if not blocks:
+            raise ValueError(f"Cannot convert {type(module).__name__}: there is no {kind.__name__} in it.")
+        for block in blocks:
+            fusion = TokenFusion(op, token_channels(block), num_slices, **op_options)
+            block.token_fusion = fusion.to(next(block.parameters()))
+            block.register_forward_hook(forward.mix_tokens)
     check_not_held_elsewhere(module, exchanged)
     forward.uncalled = set(exchanged.values())
     module.forward = forward.run
@@ -234,6 +249,9 @@ class _Forward:
             "DistributedDataParallel, with a process for each GPU."
         )
 
+    def mix_tokens(self, block: nn.Module, args: tuple, y: Tensor) -> Tensor:
+        return block.token_fusion(y, self._recomputed_thickness())
+
     def fold(self, conv: FusionConv, args: tuple, y: Tensor) -> Tensor:
         return fold_slices(y)
 
@@ -256,3 +274,16 @@ def _colour_stem(module: nn.Module, stem_weights: str) -> nn.Conv2d:
             f"Got {path or 'none'}, {stem}."
         )
     return stem
+
+
+def keep_norm_and_activation(fusion_conv: FusionConv, original: nn.Conv2d) -> None:
+    """Give a fusion conv the ``norm`` and ``activation`` that Detectron2's Conv2d has beside the convolution; for the
+    ``subclasses`` of :func:`convert_to_3d`."""
+    fusion_conv.norm, fusion_conv.activation = original.norm, original.activation
+    fusion_conv.register_forward_hook(_norm_and_activation)
+
+
+def _norm_and_activation(conv: FusionConv, args: tuple, y: Tensor) -> Tensor:
+    if conv.norm is not None:
+        y = conv.norm(y)
+    return y if conv.activation is None else conv.activation(y)

@@ -6,10 +6,11 @@ A backbone is called with a batch (N, D, H, W), within a scope of the slice thic
 
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from torch import Tensor, nn
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import nn
 
-from ..layers import FusionConv, convert_to_3d
+from ..layers import convert_to_3d
+from ..layers.convert import keep_norm_and_activation
 from .build import build_squeezed_densenet, checked_num_slices, operator_options
 from .fused_neck import FusedTrunk
 from .squeeze import SqueezedTrunk, StackedTrunk
@@ -17,6 +18,11 @@ from .squeeze import SqueezedTrunk, StackedTrunk
 
 class SliceBackbone(SqueezedTrunk, Backbone):
     """A :class:`.SqueezedTrunk` as a Detectron2 backbone."""
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """Those of the trunk, if it is one of Detectron2's."""
+        return getattr(self.trunk, "padding_constraints", {})
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {
@@ -31,6 +37,10 @@ class StackedBackbone(StackedTrunk, SliceBackbone):
 
 class FusedBackbone(FusedTrunk, Backbone):
     """A :class:`.FusedTrunk` as a Detectron2 backbone."""
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return self.bottom_up.padding_constraints
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {name: ShapeSpec(channels=self.out_channels, stride=stride) for name, stride in self.out_strides.items()}
@@ -74,6 +84,17 @@ def build_densenet_2d_fused_backbone(cfg, input_shape: ShapeSpec) -> FusedBackbo
 
 
 @BACKBONE_REGISTRY.register()
+def build_a3d_retinanet_densenet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """
+    Returns:
+        as :func:`build_a3d_densenet_fpn_backbone`, with the two coarser levels of RetinaNet and FCOS: "p3" to "p7" of
+        dense2 to dense4, for which MODEL.A3D.BLOCK_CONFIG has a fourth block.
+    """
+    bottom_up = build_squeezed_densenet(cfg, cfg.MODEL.FPN.IN_FEATURES, SliceBackbone)
+    return _build_fpn(cfg, bottom_up, _p6_p7(cfg, bottom_up))
+
+
+@BACKBONE_REGISTRY.register()
 def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
     Returns:
@@ -81,6 +102,21 @@ def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
         slice-wise. The outputs are "p2", "p3", ..., as of ``build_resnet_fpn_backbone``, and a checkpoint of a 2D model
         with that backbone loads into it (see :class:`~a3d_det2.checkpoint.formats.Detectron2Model`).
     """
+    return _build_fpn(cfg, _convert_resnet(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_a3d_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """
+    Returns:
+        as :func:`build_a3d_resnet_fpn_backbone`, with the two coarser levels of RetinaNet and FCOS, as of
+        ``build_retinanet_resnet_fpn_backbone``.
+    """
+    bottom_up = _convert_resnet(cfg, input_shape)
+    return _build_fpn(cfg, bottom_up, _p6_p7(cfg, bottom_up))
+
+
+def _convert_resnet(cfg, input_shape: ShapeSpec) -> SliceBackbone:
     num_slices = checked_num_slices(cfg)
     resnet = build_resnet_backbone(cfg, input_shape)
     trunk = convert_to_3d(
@@ -88,16 +124,20 @@ def build_a3d_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
         cfg.MODEL.A3D.OPERATOR,
         num_slices,
         slice_wise=lambda name, conv: name.startswith("stem."),
-        subclasses={Conv2d: _keep_norm_and_activation},
+        subclasses={Conv2d: keep_norm_and_activation},
         **operator_options(cfg),
     )
     shapes = resnet.output_shape()
     channels = {name: shape.channels for name, shape in shapes.items()}
     strides = {name: shape.stride for name, shape in shapes.items()}
-    bottom_up = SliceBackbone(
+    return SliceBackbone(
         trunk, num_slices, channels, strides, cfg.MODEL.FPN.IN_FEATURES, squeeze_init=cfg.MODEL.A3D.SQUEEZE_INIT
     )
-    return _build_fpn(cfg, bottom_up, top_block=LastLevelMaxPool())
+
+
+def _p6_p7(cfg, bottom_up: SliceBackbone) -> LastLevelP6P7:
+    last = cfg.MODEL.FPN.IN_FEATURES[-1]
+    return LastLevelP6P7(bottom_up.out_channels[last], cfg.MODEL.FPN.OUT_CHANNELS, last)
 
 
 def _build_fpn(cfg, bottom_up: SliceBackbone, top_block: nn.Module | None = None) -> FPN:
@@ -109,15 +149,3 @@ def _build_fpn(cfg, bottom_up: SliceBackbone, top_block: nn.Module | None = None
         top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
-
-
-def _keep_norm_and_activation(fusion_conv: FusionConv, original: Conv2d) -> None:
-    """Give a fusion conv what Detectron2's Conv2d has beside the convolution."""
-    fusion_conv.norm, fusion_conv.activation = original.norm, original.activation
-    fusion_conv.register_forward_hook(_norm_and_activation)
-
-
-def _norm_and_activation(conv: FusionConv, args: tuple, y: Tensor) -> Tensor:
-    if conv.norm is not None:
-        y = conv.norm(y)
-    return y if conv.activation is None else conv.activation(y)

@@ -24,19 +24,54 @@ class TakesSlices:
     runs the backbone, as ``inference`` of a :class:`LesionRCNN`, it has to open :meth:`slice_scope` itself.
     """
 
+    @classmethod
+    def from_config(cls, cfg):
+        """
+        Raises:
+            KeyError: if an architecture asks for a map that the backbone does not have.
+        """
+        try:
+            return super().from_config(cfg)
+        except KeyError as error:
+            raise KeyError(
+                f"{error}: expected IN_FEATURES of {cfg.MODEL.META_ARCHITECTURE} and its heads among the outputs of "
+                f"{cfg.MODEL.BACKBONE.NAME}."
+            ) from error
+
     def forward(self, batched_inputs: list[dict], *args, **kwargs):
         """Run the architecture's own forward, whose arguments and results these are.
 
         Raises:
-            ValueError: see :func:`check_windowed` and :func:`thickness_of`.
+            ValueError: if the number of slices is not that of the backbone; see also :func:`check_windowed` and
+                :func:`thickness_of`.
         """
         with self.slice_scope(batched_inputs):
             return super().forward(batched_inputs, *args, **kwargs)
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args):
+        """Refuse what a checkpointer that does not know the trunk would leave out with no more than a line of its log.
+
+        Raises:
+            ValueError: if the weights are those of a torchvision DenseNet.
+        """
+        if "features.conv0.weight" in state_dict:
+            raise ValueError(
+                "Expected weights by the names of this model, got those of a torchvision DenseNet. Into the trunk they "
+                "are loaded by a3d_det2.LesionCheckpointer, in the place of Detectron2's DetectionCheckpointer."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def slice_scope(self, batched_inputs: list[dict]):
         """The scope for a method that runs the backbone; opening it raises as :meth:`forward`."""
+        channels, takes_slices = self.pixel_mean.numel(), any(hasattr(m, "num_slices") for m in self.backbone.modules())
         for x in batched_inputs:
             check_windowed(x["image"])
+            if not takes_slices and len(x["image"]) != channels:
+                raise ValueError(
+                    "A 2D backbone has the slices as its channels: expected one entry of MODEL.PIXEL_MEAN and "
+                    f"PIXEL_STD for each of the {len(x['image'])} slices (MODEL.A3D.NUM_SLICES), got {channels}. "
+                    "Backbones of this package, build_a3d_..., take any number of slices with one entry."
+                )
         return slice_thickness(thickness_of(batched_inputs, self.device))
 
 

@@ -42,8 +42,9 @@ class SqueezedTrunk(nn.Module):
 
     Args:
         trunk: a module called with (N, 1, D, H, W) that gives a dict of (N, C, D, H', W').
-        num_slices: D.
-        channels, strides: of each output of the trunk, by name, finest first.
+        num_slices: D; None is the ``num_slices`` of the trunk.
+        channels, strides: of each output of the trunk, by name, finest first; None are its ``out_channels`` and
+            ``out_strides``.
         out_features: which of them to give, such as ["dense1", "dense2", "dense3"]; all by default. The last one must
             be the trunk's last, or a part of the trunk would do nothing.
         squeeze_init: ``init`` of each :class:`SliceSqueeze`.
@@ -58,13 +59,15 @@ class SqueezedTrunk(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        num_slices: int,
-        channels: Mapping[str, int],
-        strides: Mapping[str, int],
+        num_slices: int | None = None,
+        channels: Mapping[str, int] | None = None,
+        strides: Mapping[str, int] | None = None,
         out_features: Sequence[str] | None = None,
         squeeze_init: str = "default",
     ):
         super().__init__()
+        num_slices = trunk.num_slices if num_slices is None else num_slices
+        channels, strides = channels or trunk.out_channels, strides or trunk.out_strides
         names = list(channels)
         out_features = list(out_features or names)
         if not set(out_features) <= set(names) or out_features[-1] != names[-1]:

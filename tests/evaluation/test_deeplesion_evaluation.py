@@ -7,15 +7,16 @@ import pytest
 pytest.importorskip("detectron2")
 
 import torch
-from detectron2.data import DatasetCatalog
-from detectron2.evaluation import print_csv_format
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from a3d_det2 import DeepLesionEvaluator
+from a3d_det2 import DeepLesionEvaluator, register_ct_coco
 from a3d_det2.data.mask_file import encode_mask
 from a3d_det2.evaluation import MatchRule
 
@@ -125,7 +126,7 @@ def test_metric_names_that_every_writer_shows(dataset, tmp_path, caplog):
     written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     board = EventAccumulator(str(tmp_path)).Reload()
     levels = ("0.5", "1", "2", "4", "8", "16")
-    names = {"froc/avg", "froc/avg_thin", "froc/avg_thick", "bbox/AP50", *(f"froc/sensitivity_{v}" for v in levels)}
+    names = {"froc/avg", "froc/avg_thin", "froc/avg_thick", "ap/AP50", *(f"froc/sensitivity_{v}" for v in levels)}
     assert names <= written.keys()
     assert names <= set(board.Tags()["scalars"])
     assert written["froc/avg"] == pytest.approx(0.5)
@@ -157,3 +158,89 @@ def test_another_rule(dataset):
         evaluator.process([{"image_id": "0.png"}], [output(([2, 2, 5, 5], 0.5))])
         froc = evaluator.evaluate()["froc"]
         assert froc == {"avg": expected, "sensitivity_3": expected, "avg_thin": expected}
+
+
+@pytest.fixture
+def ct_coco(tmp_path):
+    """Two images with nodes and cysts, a class that none has, and a crowd; boxes have a width and a height."""
+    images = [
+        {"id": i, "file_name": f"{i}.png", "width": 100, "height": 100, "slice_interval": 1.0, "patient": i}
+        for i in (1, 2)
+    ]
+    boxes = [(1, 5, A, 0), (1, 9, B, 0), (2, 5, A, 0), (2, 5, FAR, 1)]
+    annotations = [
+        {
+            "id": n,
+            "image_id": image,
+            "category_id": category,
+            "bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]],
+            "area": 81,
+            "iscrowd": crowd,
+        }
+        for n, (image, category, b, crowd) in enumerate(boxes, 1)
+    ]
+    categories = [{"id": 5, "name": "node"}, {"id": 7, "name": "never"}, {"id": 9, "name": "cyst"}]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    yield str(path)
+    for name in [name for name in DatasetCatalog if name.startswith("ct_")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def of_classes(*rows):
+    found = output(*[row[:2] for row in rows])
+    found["instances"].pred_classes = torch.tensor([row[2] for row in rows], dtype=torch.int64)
+    return found
+
+
+def test_each_class_by_itself_beside_cocos_evaluator(ct_coco, tmp_path):
+    register_ct_coco("ct_test", ct_coco, str(tmp_path))
+    evaluators = DatasetEvaluators([DeepLesionEvaluator("ct_test", str(tmp_path)), COCOEvaluator("ct_test", ("bbox",))])
+    evaluators.reset()
+    # The cyst is taken for a node, which is a false positive of the nodes and no hit of the cysts.
+    evaluators.process([{"image_id": 1}], [of_classes((A, 0.9, 0), (B, 0.8, 0))])
+    evaluators.process([{"image_id": 2}], [of_classes((A, 0.7, 0), (A, 0.6, 2))])
+    results = evaluators.evaluate()
+    assert results.keys() == {"froc", "ap", "bbox"}
+    froc = results["froc"]
+    assert froc["avg_node"] == 1  # at 0.5 FPs per image both are found
+    assert froc["avg_cyst"] == 0
+    assert froc["avg"] == pytest.approx(0.5)
+    assert "avg_never" not in froc
+    report = json.loads((tmp_path / "froc.json").read_text())
+    assert report["average"] == pytest.approx(0.5)
+    assert {name: s["num_lesions"] for name, s in report["classes"].items()} == {"node": 2, "never": 0, "cyst": 1}
+    assert report["classes"]["never"]["average"] is None
+    assert report["AP50"] == pytest.approx(results["ap"]["AP50"])
+    assert results["bbox"]["AP50"] == pytest.approx(results["ap"]["AP50"], abs=3)  # which leaves crowds out
+
+
+def test_boxes_of_detectron2s_own_loader(ct_coco, tmp_path):
+    """They have a width and a height."""
+    DatasetCatalog.register("ct_stock", lambda: load_coco_json(ct_coco, str(tmp_path), "ct_stock"))
+    evaluator = DeepLesionEvaluator("ct_stock", resamples=0)
+    evaluator.process(
+        [{"image_id": 1}, {"image_id": 2}], [of_classes((A, 0.9, 0), (B, 0.8, 2)), of_classes((A, 0.7, 0))]
+    )
+    assert evaluator.evaluate()["froc"] == {"avg": 1, "avg_node": 1, "avg_cyst": 1}
+
+
+def test_a_class_that_the_dataset_does_not_have(ct_coco, tmp_path):
+    register_ct_coco("ct_other", ct_coco, str(tmp_path))
+    evaluator = DeepLesionEvaluator("ct_other")
+    evaluator.process([{"image_id": 1}], [of_classes((A, 0.9, 3))])
+    with pytest.raises(ValueError, match="results on ct_other, entry 0: expected a category_id from 0 to 2, got 3"):
+        evaluator.evaluate()
+
+
+def test_options_of_a_registration(ct_coco, tmp_path):
+    with pytest.raises(TypeError, match="hu_ofset"):
+        register_ct_coco("ct_wrong", ct_coco, str(tmp_path), hu_ofset=1024)
+    register_ct_coco("ct_meta", ct_coco, str(tmp_path), {"thing_colors": [[1, 2, 3]]}, hu_offset=1024)
+    first, _ = DatasetCatalog.get("ct_meta")
+    assert (first["hu_offset"], first["file_name"]) == (1024, str(tmp_path / "1.png"))
+    metadata = MetadataCatalog.get("ct_meta")
+    assert metadata.thing_classes == ["node", "never", "cyst"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {5: 0, 7: 1, 9: 2}
+    assert metadata.thing_colors == [[1, 2, 3]]
