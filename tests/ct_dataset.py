@@ -19,7 +19,7 @@ def convert(phantom: Path, output: Path, split: str) -> str:
     Returns:
         the path of the json file.
     """
-    (output / "images").mkdir(parents=True, exist_ok=True)
+    (output / "png").mkdir(parents=True, exist_ok=True)
     records = load_deeplesion(str(phantom / "DL_info.csv"), str(phantom / "Images_png"), split)
     images, annotations = [], []
     for record in records:
@@ -27,7 +27,7 @@ def convert(phantom: Path, output: Path, split: str) -> str:
         series = f"scan {os.path.basename(folder)}"
         for name in os.listdir(folder):
             stored = read_png(os.path.join(folder, name)).astype(int) - 32768 + 1024
-            target = output / "images" / f"{series}_slice{name[:-4]}_v2.png"
+            target = output / "png" / f"{series}_slice{name[:-4]}_v2.png"
             write_png(str(target), np.clip(stored, 0, 65535).astype(np.uint16))
         images.append(
             {

@@ -68,7 +68,10 @@ def identity_share(thickness: Tensor | None, reference_thickness: float, batch_s
     """
     thickness = current_thickness() if thickness is None else thickness
     if thickness is None:
-        raise ValueError(f"Expected the slice thickness in mm, a tensor of shape ({batch_size},). Got None instead!")
+        raise ValueError(
+            f"Expected the slice thickness in mm, a tensor of shape ({batch_size},). Got None instead! Networks are "
+            "called within slice_thickness(...), as LesionRCNN and other architectures with TakesSlices do."
+        )
     if not isinstance(thickness, Tensor):
         raise ValueError(f"Expected the slice thickness in mm as a tensor. Got a {type(thickness).__name__} instead!")
     if thickness.shape != (batch_size,):

@@ -148,4 +148,5 @@ def _build_fpn(cfg, bottom_up: SliceBackbone, top_block: nn.Module | None = None
         norm=cfg.MODEL.FPN.NORM,
         top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        square_pad=bottom_up.padding_constraints.get("square_size", 0),
     )

@@ -28,12 +28,12 @@ class TakesSlices:
     def from_config(cls, cfg):
         """
         Raises:
-            KeyError: if an architecture asks for a map that the backbone does not have.
+            ValueError: if an architecture asks for a map that the backbone does not have.
         """
         try:
             return super().from_config(cfg)
         except KeyError as error:
-            raise KeyError(
+            raise ValueError(
                 f"{error}: expected IN_FEATURES of {cfg.MODEL.META_ARCHITECTURE} and its heads among the outputs of "
                 f"{cfg.MODEL.BACKBONE.NAME}."
             ) from error

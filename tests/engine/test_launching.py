@@ -87,6 +87,42 @@ def test_two_processes_train_and_report_what_one_process_does(train_net, tmp_pat
 
 
 @pytest.mark.slow
+def test_torchrun_joins_its_processes_as_launch_does(repo, phantom_root, tmp_path):
+    """The same training by Detectron2's launch and by torchrun: the same losses."""
+    options = ["MODEL.A3D.BLOCK_CONFIG", "[1,1,1]", "SOLVER.MAX_ITER", "4", "DATALOADER.NUM_WORKERS", "0", "SEED", "3"]
+    options += ["SOLVER.STEPS", "()", "DATASETS.TEST", "()", "OUTPUT_DIR"]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(phantom_root), "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = ["train_net.py", "--config-file", "configs/quick/a3d_7slice.yaml"]
+    losses = []
+    for name, command in (
+        ("launch", [*script, "--num-gpus", "2", "--dist-url", "auto"]),
+        ("torchrun", [*torchrun, *script]),
+    ):
+        command = [sys.executable, *command, *options, str(tmp_path / name)]
+        done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (last,) = metrics(tmp_path / name)
+        losses.append({key: value for key, value in last.items() if "loss" in key})
+    assert len(losses[0]) >= 5
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    done = subprocess.run(
+        [sys.executable, *torchrun, *script, "--num-gpus", "2", *options, str(tmp_path / "both")],
+        cwd=repo,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode != 0
+    assert (
+        "Expected --num-gpus and --num-machines with Detectron2's own launch alone, as torchrun has started 2"
+        in done.stderr
+    )
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.slow
 def test_a_mistake_in_one_of_two_processes_ends_both(repo, phantom_root, tmp_path):
     shutil.copytree(phantom_root / "phantom", tmp_path / "phantom")
     for path in (tmp_path / "phantom" / "Images_png").rglob("*.png"):
