@@ -38,6 +38,7 @@ _OF_DETECTRON2 = {
     "DiceMaskHead": "modeling.mask_head",
     "LesionCheckpointer": "checkpoint.detectron2",
     "LesionRCNN": "modeling.meta_arch",
+    "LesionRCNNWithTTA": "engine.tta",
     "LesionRetinaNet": "modeling.meta_arch",
     "PublishedAnchorGenerator": "modeling.published",
     "PublishedMaskHead": "modeling.published",

@@ -33,6 +33,7 @@ NEED_DETECTRON2 = {
     "a3d_det2.engine.hooks",
     "a3d_det2.engine.launching",
     "a3d_det2.engine.trainer",
+    "a3d_det2.engine.tta",
     "a3d_det2.evaluation.deeplesion_evaluation",
     "a3d_det2.modeling.backbone",
     "a3d_det2.modeling.mask_head",

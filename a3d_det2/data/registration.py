@@ -10,6 +10,8 @@ from .ct_coco import load_ct_coco
 from .deeplesion import datasets_root, load_named, load_with_masks, named_splits
 from .dl_info import LESION_TYPES
 
+EVALUATOR_TYPE = "coco"  # what Detectron2's own scripts choose their evaluator by; Trainer has DeepLesionEvaluator
+
 
 def register_deeplesion(name: str, csv_path: str, image_root: str, split: str, *, drop_noisy: bool = True) -> None:
     """Register a split in Detectron2's catalogs; :func:`load_with_masks` reads the file when the dataset is used.
@@ -49,7 +51,7 @@ def register_ct_coco(name: str, json_file: str, image_root: str, metadata: dict 
 
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="deeplesion", **(metadata or {})
+        json_file=json_file, image_root=image_root, evaluator_type=EVALUATOR_TYPE, **(metadata or {})
     )
 
 
@@ -57,7 +59,7 @@ def _register(name: str, load: Callable[[], list[dict]], csv_path: str, image_ro
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         thing_classes=["lesion"],
-        evaluator_type="deeplesion",
+        evaluator_type=EVALUATOR_TYPE,
         csv_file=csv_path,
         image_root=image_root,
         lesion_types=LESION_TYPES,

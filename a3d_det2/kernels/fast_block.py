@@ -33,7 +33,7 @@ from .batch_norm import (
     update_running_statistics,
 )
 from .memory_format import like, side_by_side
-from .mixing import kernel_for, mix_slices
+from .mixing import is_exported, kernel_for, mix_slices
 
 STRIPE_BYTES = 4 * 2**20
 CHECKPOINTS = ("", "layer", "block")
@@ -45,7 +45,6 @@ def is_fast(x: Tensor, norms: Sequence[nn.Module]) -> bool:
     nobody looks at each of torch's operations, which the kernel is none of."""
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0
         and type(x) is Tensor
         and x.numel() > 0
@@ -134,8 +133,11 @@ def recomputed(function: Callable, norms: Sequence[nn.Module], *args):
 
 def stripes(x: Tensor, channels: int, multiple: int = 1) -> list[slice]:
     """Ranges of H for work that looks at each pixel alone: the whole height on a GPU; on the CPU so few rows, a
-    multiple of ``multiple``, that ``channels`` of them stay in its cache, and in memory that it already has."""
+    multiple of ``multiple``, that ``channels`` of them stay in its cache, and in memory that it already has. A network
+    that is exported has no stripes, whose number would be that of one size of images."""
     height = x.shape[3]
+    if is_exported():
+        return [slice(0, height)]
     row = max(1, x.numel() // (x.shape[1] * max(height, 1)) * channels * x.element_size())
     rows = max(multiple, STRIPE_BYTES // row // multiple * multiple) if x.device.type == "cpu" else height
     return [slice(first, min(first + rows, height)) for first in range(0, height, max(rows, 1))]

@@ -23,6 +23,8 @@ from . import cpu, triton
 from .memory_format import empty_beside, like, side_by_side
 
 _enabled = os.environ.get("A3D_DET2_KERNELS", "1") != "0"
+# Torch before 2.7 does not tell exporting from compiling.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 @contextmanager
@@ -92,6 +94,11 @@ def check_shapes(x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: 
         )
 
 
+def is_exported() -> bool:
+    """Whether a network is being traced by torch.jit or exported by torch.export."""
+    return torch.jit.is_tracing() or _is_exporting()
+
+
 def _kernel(x: Tensor) -> ModuleType:
     return cpu if x.device.type == "cpu" else triton
 
@@ -99,9 +106,10 @@ def _kernel(x: Tensor) -> ModuleType:
 def kernel_for(x: Tensor) -> ModuleType | None:
     """What computes the mixing of (N, C, D, H, W): ``cpu``, ``triton`` or None for plain PyTorch.
 
-    That a device has kernels which cannot be used is logged once.
+    That a device has kernels which cannot be used is logged once. A network that is exported has none, so that it runs
+    where this package is not installed.
     """
-    if not _enabled or x.device.type not in ("cpu", "cuda"):
+    if not _enabled or x.device.type not in ("cpu", "cuda") or is_exported():
         return None
     kernel = _kernel(x)
     reason = kernel.unavailable()

@@ -13,6 +13,7 @@ from detectron2.utils.events import get_event_storage
 from detectron2.utils.visualizer import Visualizer
 from torch import Tensor
 
+from ..kernels.mixing import is_exported
 from ..layers.thickness import check_positive, slice_thickness
 
 
@@ -120,7 +121,7 @@ def thickness_of(batched_inputs: list[dict], device: torch.device) -> Tensor | N
     if len(values) < len(batched_inputs):
         raise ValueError(f"Expected 'thickness' in every input. Got it in {len(values)} of {len(batched_inputs)}!")
     thickness = torch.stack([torch.as_tensor(value, dtype=torch.float32).reshape(()) for value in values])
-    if thickness.device.type == "cpu" and not torch.jit.is_tracing():
+    if thickness.device.type == "cpu" and not is_exported():
         check_positive(thickness)
     return thickness.to(device, non_blocking=True)
 
@@ -136,7 +137,7 @@ def check_windowed(image: Tensor) -> None:
         ValueError: if it is an 8-bit image, as its dtype or its values say, rather than windowed HU.
     """
     is_8_bit = image.dtype == torch.uint8
-    if not is_8_bit and image.device.type == "cpu" and image.numel() and not torch.jit.is_tracing():
+    if not is_8_bit and image.device.type == "cpu" and image.numel() and not is_exported():
         low, high = image.aminmax()
         is_8_bit = bool(low >= 0) and bool(high > 205) and bool((image == image.round()).all())
     if is_8_bit:

@@ -42,7 +42,7 @@ def test_names_and_metadata(make_root):
     register_all_deeplesion(root)
     assert set(DatasetCatalog.list()) == NAMES | {"phantom_fold1"}
     metadata = MetadataCatalog.get("phantom_fold1")
-    assert (metadata.evaluator_type, metadata.thing_classes) == ("deeplesion", ["lesion"])
+    assert (metadata.evaluator_type, metadata.thing_classes) == ("coco", ["lesion"])
     assert metadata.csv_file == f"{root}/phantom/DL_info.csv"
     assert metadata.image_root == f"{root}/phantom/Images_png"
     assert metadata.lesion_types[5] == "lung"
