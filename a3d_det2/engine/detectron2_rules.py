@@ -104,6 +104,13 @@ def detectron2_checks(cfg: CfgNode) -> Iterator[str]:
         if len(labels) != len(thresholds) + 1:
             wanted = len(thresholds) + 1
             yield f"MODEL.{part}.IOU_LABELS: expected {wanted}, for IOU_THRESHOLDS {thresholds!r}, got {labels!r}."
+    means, slices = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.A3D.NUM_SLICES
+    is_2d = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME).__module__.startswith("detectron2.")
+    if is_2d and len(means) != slices:
+        yield (
+            f"MODEL.PIXEL_MEAN: expected {slices} entries, as {cfg.MODEL.BACKBONE.NAME} is 2D and has the slices "
+            f"(MODEL.A3D.NUM_SLICES) as its channels, got {means!r}."
+        )
     sizes, steps = cfg.INPUT.MIN_SIZE_TRAIN, [step for step in cfg.SOLVER.STEPS if step <= cfg.SOLVER.MAX_ITER]
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         yield f"INPUT.MIN_SIZE_TRAIN: expected two sizes, for INPUT.MIN_SIZE_TRAIN_SAMPLING 'range', got {sizes!r}."

@@ -211,6 +211,29 @@ def test_what_the_configs_of_detectron2_say_is_allowed():
     assert sorted(refused) == [["MODEL.LOAD_PROPOSALS"]] * 3 + [["python/object/apply:eval"]] * 6
 
 
+@pytest.mark.parametrize("slices", [1, 7])
+def test_the_config_of_a_2d_model(start, engine, slices):
+    """Of Detectron2's model zoo, on slices."""
+    if not engine.__name__.endswith("launching"):
+        pytest.skip("it is of Detectron2")
+    model_zoo = pytest.importorskip("detectron2.model_zoo")
+    config = model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    options = [
+        "DATASETS.TRAIN",
+        ("phantom_train",),
+        "DATASETS.TEST",
+        (),
+        "MODEL.WEIGHTS",
+        "",
+        "MODEL.RESNETS.DEPTH",
+        18,
+    ]
+    options += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.ROI_HEADS.NUM_CLASSES", 1]
+    printed = start(*options, "MODEL.A3D.NUM_SLICES", slices, config=config)
+    assert f"MODEL.PIXEL_MEAN: expected {slices} entries, as build_resnet_fpn_backbone is 2D and has the" in printed
+    assert start(*options, config=config) is None  # of 3 slices
+
+
 def test_where_mistakes_come_from(capsys, monkeypatch):
     with pytest.raises(Mistake, match=r"^a.yaml: no such thing$"), mistakes("a.yaml: "):
         raise KeyError("no such thing")
