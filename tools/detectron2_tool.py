@@ -54,9 +54,11 @@ def main() -> None:
     detectron2.checkpoint.DetectionCheckpointer = LesionCheckpointer
     detection_utils.read_image, detection_utils.convert_image_to_rgb = read_image, key_slice_as_rgb
     sys.argv = sys.argv[1:]
-    for i, argument in enumerate(sys.argv[:-1]):
-        if argument == "--config-file":
+    for i, argument in enumerate(sys.argv):
+        if argument == "--config-file" and i + 1 < len(sys.argv):
             sys.argv[i + 1] = find_config_file(sys.argv[i + 1])
+        elif argument.startswith("--config-file="):
+            sys.argv[i] = f"--config-file={find_config_file(argument.partition('=')[2])}"
     sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does for a script
     runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from ..files import shortened
-from ..segmentation import decode_mask
+from ..segmentation import check_polygons, decode_mask
 from .dl_info import XYXY_ABS
 from .slices import is_interval
 
@@ -118,8 +118,9 @@ def _read(path: str, image_root: str, by_category: bool) -> tuple[list[dict], di
         name = f"{path}, category {category['id']!r}"
         categories[_of_kind(category, "id", int, name)] = _of_kind(category, "name", str, name)
     categories = dict(sorted(categories.items()))
-    if by_category and not categories:
-        raise ValueError(f"{path}: expected one category or more, got none.")
+    if by_category and (not categories or len(set(categories.values())) < len(categories)):
+        names = ", ".join(categories.values()) or "none"
+        raise ValueError(f"{path}: expected one category or more, each with a name of its own, got {names}.")
     index = {category: i for i, category in enumerate(categories)}
     records = {}
     for image in _entries(images, "images", ("id", "file_name", "width", "height"), path):
@@ -162,6 +163,8 @@ def _read(path: str, image_root: str, by_category: bool) -> tuple[list[dict], di
             lesion["diameters"] = _numbers(annotation["diameters"], "diameters", 2, name)
         if annotation.get("lesion_type") is not None:
             lesion["lesion_type"] = _of_kind(annotation, "lesion_type", int, name)
+        if annotation.get("segmentation"):
+            _check_mask(annotation["segmentation"], records[annotation["image_id"]], name)
         lesion |= {key: annotation[key] for key in ("row", "recist", "segmentation") if key in annotation}
         records[annotation["image_id"]]["annotations"].append(lesion)
     return list(records.values()), categories
@@ -196,10 +199,24 @@ def _of_kind(entry: dict, key: str, kind: type | tuple[type, ...], name: str):
     return value
 
 
+def _check_mask(segmentation, record: dict, name: str) -> None:
+    """Check what can be seen of a mask without making it."""
+    try:
+        if isinstance(segmentation, dict):
+            size = [record["height"], record["width"]]
+            if segmentation.get("size") != size or "counts" not in segmentation:
+                raise ValueError(f"expected runs of the image's size {size}, got {shortened(segmentation)}")
+        else:
+            check_polygons(segmentation)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}.") from error
+
+
 def _numbers(values, key: str, count: int, name: str, kind: type = float) -> tuple:
     """Check that ``values`` is a list of ``count`` numbers; a null among them is NaN."""
     try:
-        known = isinstance(values, list) and all(isinstance(v, (int, float)) or v is None for v in values)
+        kinds = (int,) if kind is int else (int, float)
+        known = isinstance(values, list) and all(type(v) in kinds or (v is None and kind is float) for v in values)
         if not known or len(values) != count:
             raise ValueError
         return tuple(kind(math.nan if value is None else value) for value in values)

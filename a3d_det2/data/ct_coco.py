@@ -1,11 +1,14 @@
 """Key slices of any CT dataset, in COCO's annotation format -> dataset dicts."""
 
+import logging
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from .coco import read_coco_categories
 from .png import HU_OFFSET
+from .slices import is_interval
 
 LAST_NUMBER = r"(\d+)\D*$"  # the last digits of the name
 ReadStack = Callable[[dict], tuple[np.ndarray, int]]
@@ -51,6 +54,17 @@ def load_ct_coco(
                 f"{json_file}, image {record['image_id']!r}: expected 'slice_interval', the distance between slices on "
                 f"disk in mm, or null where it is not known; got {', '.join(record)}."
             )
+        if not (is_interval(record["slice_interval"]) or math.isnan(record["slice_interval"])):
+            raise ValueError(
+                f"{json_file}, image {record['image_id']!r}: expected a positive number of mm or null as "
+                f"slice_interval, got {record['slice_interval']}."
+            )
         record |= {"read_stack": read_stack} if read_stack else {}
         record |= {"hu_offset": hu_offset, "number_pattern": number_pattern}
+    unknown = [record["image_id"] for record in records if math.isnan(record["slice_interval"])]
+    if unknown:
+        logging.getLogger(__name__).warning(
+            f"{json_file}: {len(unknown)} of {len(records)} images have no slice_interval ({unknown[0]!r} is the "
+            "first); their key slice is repeated in place of the neighbours."
+        )
     return records, categories

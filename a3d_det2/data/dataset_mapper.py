@@ -19,8 +19,8 @@ class DeepLesionMapper:
 
     :class:`.SampleLoader` does the work; here its boxes and masks become ``Instances``.
 
-    In a worker that is forked while OpenCV has threads, it waits for ever. The data loaders of :mod:`.loaders` protect
-    their workers; whoever builds another one calls :func:`.turn_off_opencv_threads`.
+    OpenCV's threads are turned off where a mapper is built, as a worker that is forked while there are some waits for
+    ever.
     """
 
     @configurable
@@ -31,12 +31,12 @@ class DeepLesionMapper:
             augmentations: Detectron2's or fvcore's; they get the image as (H, W, D) float32, in HU or windowed.
             options: see :class:`.SampleLoader`.
         """
+        turn_off_opencv_threads()  # whoever gives the mapper to a data loader will fork workers
         self.augmentations = T.AugmentationList(augmentations)
         self.load = SampleLoader(**options)
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
-        turn_off_opencv_threads()  # whoever gives the mapper to a data loader will fork workers
         augmentations = [
             ResizeIfNeeded(augmentation) if isinstance(augmentation, T.ResizeShortestEdge) else augmentation
             for augmentation in utils.build_augmentation(cfg, is_train)

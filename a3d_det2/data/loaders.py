@@ -10,28 +10,41 @@ def build_lesion_train_loader(cfg):
     """Build Detectron2's training loader of a config, with :class:`.DeepLesionMapper` and DATALOADER.TIMEOUT.
 
     Raises:
-        ValueError: if a dataset has more classes than an R-CNN or RetinaNet of the config.
+        ValueError: if a dataset has another number of classes than an R-CNN or RetinaNet of the config.
     """
     timeout = loader_timeout(cfg)
     loader = build_detection_train_loader(cfg, mapper=DeepLesionMapper(cfg, is_train=True), timeout=timeout)
-    _check_classes(cfg)  # which some datasets tell when they are read
+    for name in cfg.DATASETS.TRAIN:  # which some tell when they are read
+        _check_classes(cfg, name)
     return loader
-
-
-def _check_classes(cfg) -> None:
-    for kind, head in (("RCNN", "ROI_HEADS"), ("RetinaNet", "RETINANET")):
-        count = cfg.MODEL[head].NUM_CLASSES
-        for name in cfg.DATASETS.TRAIN if cfg.MODEL.META_ARCHITECTURE.endswith(kind) else ():
-            classes = MetadataCatalog.get(name).get("thing_classes", [])
-            if len(classes) > count:
-                raise ValueError(
-                    f"MODEL.{head}.NUM_CLASSES: expected {len(classes)}, for the classes {', '.join(classes)} of "
-                    f"{name}, got {count}."
-                )
 
 
 def build_lesion_test_loader(cfg, dataset_name: str):
-    """Build Detectron2's test loader of a dataset, with :class:`.DeepLesionMapper` and DATALOADER.TIMEOUT."""
+    """Build Detectron2's test loader of a dataset, with :class:`.DeepLesionMapper` and DATALOADER.TIMEOUT.
+
+    Raises:
+        ValueError: if the dataset has another number of classes than an R-CNN or RetinaNet of the config, or other ones
+            than that of a training in this process.
+    """
     loader = build_detection_test_loader(cfg, dataset_name, mapper=DeepLesionMapper(cfg, is_train=False))
     loader.timeout = loader_timeout(cfg)  # the function has no argument for it
+    classes = _check_classes(cfg, dataset_name)
+    for name in cfg.DATASETS.TRAIN:
+        others = MetadataCatalog.get(name).get("thing_classes", classes) if name in MetadataCatalog else classes
+        if len(classes) > 1 and list(others) != list(classes):
+            raise ValueError(
+                f"Expected the classes of {name}, {', '.join(others)}, in {dataset_name}, got {', '.join(classes)}."
+            )
     return loader
+
+
+def _check_classes(cfg, dataset_name: str) -> list[str]:
+    classes = MetadataCatalog.get(dataset_name).get("thing_classes", [])
+    for kind, head in (("RCNN", "ROI_HEADS"), ("RetinaNet", "RETINANET")):
+        count = cfg.MODEL[head].NUM_CLASSES
+        if cfg.MODEL.META_ARCHITECTURE.endswith(kind) and classes and len(classes) != count:
+            raise ValueError(
+                f"MODEL.{head}.NUM_CLASSES: expected {len(classes)}, for the classes {', '.join(classes)} of "
+                f"{dataset_name}, got {count}."
+            )
+    return classes

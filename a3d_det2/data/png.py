@@ -31,7 +31,7 @@ def read_png(path: str) -> np.ndarray:
             mode, stored = image.mode, np.asarray(image)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path}: no such slice. Expected DeepLesion's layout, Images_png/PPPPPP_SS_RR/NNN.png."
+            f"{path}: no such slice. Those of DeepLesion are Images_png/PPPPPP_SS_RR/NNN.png."
         ) from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UnreadableSlice(f"{path}: expected a complete 16-bit PNG, got an unreadable file ({error}).") from error

@@ -1,6 +1,7 @@
 """Registers datasets in Detectron2's catalogs; a file is read when its dataset is used."""
 
 import inspect
+import pickle
 from collections.abc import Callable
 from functools import partial
 
@@ -37,9 +38,15 @@ def register_ct_coco(name: str, json_file: str, image_root: str, metadata: dict 
 
     Raises:
         AssertionError: if there is a dataset of this name.
-        TypeError: on an unknown option.
+        TypeError: on an unknown option, or a ``read_stack`` that cannot be pickled, such as a lambda.
     """
     inspect.signature(load_ct_coco).bind(json_file, image_root, **options)
+    try:
+        pickle.dumps(options.get("read_stack"))
+    except (AttributeError, pickle.PicklingError, TypeError) as error:
+        raise TypeError(
+            f"Expected a read_stack that data loaders can pickle, a function of a module: {error}"
+        ) from error
 
     def load() -> list[dict]:
         records, categories = load_ct_coco(json_file, image_root, **options)

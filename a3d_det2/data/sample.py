@@ -1,12 +1,14 @@
 """A dataset dict -> augmented, windowed slices, boxes and masks: what every engine trains and tests with."""
 
 import logging
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from fvcore.transforms.transform import Transform
 
+from ..files import shortened
 from ..segmentation import check_polygons, decode_mask, draw_polygons
 from .once import LogOnce
 from .png import HU_OFFSET, UnreadableSlice
@@ -149,7 +151,7 @@ class SampleLoader:
             )
         how = self.num_slices, record["slice_interval"], self.slice_interval, self.resampling
         if read_stack := record.get("read_stack"):
-            stack = resample_stack(*read_stack(record), *how)
+            stack = resample_stack(*_checked_stack(read_stack(record), record), *how)
         else:
             stack = load_slice_stack(
                 record["file_name"],
@@ -227,6 +229,26 @@ class SampleLoader:
             )
         # The points name pixels as boxes do; masks have no such shift to undo.
         return recist_ellipse(annotation["recist"]) + 0.5
+
+
+def _checked_stack(given, record: dict) -> tuple[np.ndarray, int]:
+    """What the "read_stack" of a dict has given.
+
+    Raises:
+        ValueError: unless it is slices, (S, H, W), all finite, and the number of one of them.
+    """
+    try:
+        slices, key = given
+        slices, key = np.asarray(slices), operator.index(key)
+        is_stack = slices.ndim == 3 and 0 <= key < len(slices) and bool(np.isfinite(slices).all())
+    except (TypeError, ValueError):
+        is_stack = False
+    if not is_stack:
+        raise ValueError(
+            f"{record['file_name']}: expected of read_stack slices in HU, (S, H, W), and which of them is the key "
+            f"slice, got {shortened(given)}."
+        )
+    return slices, key
 
 
 def sample_options(cfg, is_train: bool) -> dict:

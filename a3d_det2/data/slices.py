@@ -199,7 +199,7 @@ class _Neighbourhood:
         else:
             self._series = NumberedFiles(key_path, number_pattern)
             self._key = self._series.key
-            if len(self._series.numbers) == 1:
+            if len(self._series.numbers) <= 1:
                 on_damage(
                     key_path,
                     f"{key_path}: no other slice lies beside it whose name differs in the number {str(self._key)!r} "

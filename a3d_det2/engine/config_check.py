@@ -179,6 +179,8 @@ def _device(cfg: CfgNode, start: Start) -> Iterator[str]:
             torch.zeros(1, device=device).cpu()  # which also fails on "meta", that has no values
         elif not torch.cuda.is_available():
             yield f"MODEL.DEVICE: expected 'cpu', as torch finds no CUDA here, got {name!r}."
+        elif device.index is not None and start.processes > 1:
+            yield f"MODEL.DEVICE: expected 'cuda' with {start.processes} processes, each on its own GPU, got {name!r}."
         elif (device.index or 0) >= torch.cuda.device_count():
             yield f"MODEL.DEVICE: expected one of the {torch.cuda.device_count()} GPUs, counted from 0, got {name!r}."
         elif start.processes_here > torch.cuda.device_count():

@@ -129,6 +129,8 @@ def _train_and_leave(args) -> None:
             worker.terminate()
         logging.shutdown()
         os._exit(status)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
     if status:
         sys.exit(status)
 

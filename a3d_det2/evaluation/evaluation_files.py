@@ -66,6 +66,7 @@ def evaluate_results(
     Raises:
         ValueError: if a category_id is of no class; see also :func:`.detections_from_results`.
     """
+    _check_classes(results, dataset_name, thing_classes)
     if len(thing_classes) > 1:
         return _evaluate_classes(results, images, dataset_name, output_dir, thing_classes, settings)
     evaluation = _evaluate(results, images, dataset_name, settings)
@@ -83,14 +84,8 @@ def _evaluate_classes(
     results, images, dataset_name, output_dir, thing_classes, settings
 ) -> dict[str, dict[str, float]]:
     by_class = [[] for _ in thing_classes]
-    for i, result in enumerate(results):
-        number = result.get("category_id")
-        if type(number) is not int or not 0 <= number < len(thing_classes):
-            raise ValueError(
-                f"results on {dataset_name}, entry {i}: expected a category_id from 0 to {len(thing_classes) - 1}, got "
-                f"{shortened(number)}."
-            )
-        by_class[number].append(result)
+    for result in results:
+        by_class[result["category_id"]].append(result)
     summaries, curves = {}, {}
     for number, name in enumerate(thing_classes):
         evaluation = _evaluate(by_class[number], [_of_class(image, number) for image in images], dataset_name, settings)
@@ -100,8 +95,21 @@ def _evaluate_classes(
     average, ap50 = ({key: _mean(summary[key] for summary in known)} for key in ("average", "AP50"))
     if output_dir:
         _write(output_dir, results, curves, {"dataset": dataset_name, **average, **ap50, "classes": summaries})
-    froc = {"avg": average["average"], **{f"avg_{name}": s["average"] for name, s in summaries.items()}}
+    froc = {
+        "avg": average["average"],
+        **{f"avg_{name.replace('-', '_')}": s["average"] for name, s in summaries.items()},
+    }
     return _known({"froc": froc, "ap": ap50})
+
+
+def _check_classes(results: list[dict], dataset_name: str, thing_classes: Sequence[str]) -> None:
+    for i, result in enumerate(results):
+        number = result.get("category_id")
+        if type(number) is not int or not 0 <= number < len(thing_classes):
+            raise ValueError(
+                f"results on {dataset_name}, entry {i}: expected a category_id from 0 to {len(thing_classes) - 1}, got "
+                f"{shortened(number)}."
+            )
 
 
 def _evaluate(results: list[dict], images: list[dict], dataset_name: str, settings: dict) -> SplitEvaluation:

@@ -8,8 +8,8 @@ train.init_checkpoint takes.
 
 from .common.data import dataloader
 from .common.model import densenet_fpn, lesion_rcnn
-from .common.schedule import train
+from .common.schedule import lr_multiplier, optimizer, train
 
-model = lesion_rcnn(densenet_fpn("a3d", num_slices=7))
+model = lesion_rcnn(densenet_fpn("a3d", num_slices=7), [[16, 24], [32, 48], [96, 192]])
 dataloader.train.mapper.num_slices = 7
 train.output_dir = "./output/lazy/a3d_fpn_7slice"

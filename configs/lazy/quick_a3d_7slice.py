@@ -5,7 +5,8 @@ from .common.model import densenet_fpn, lesion_rcnn
 from .common.schedule import lr_multiplier, optimizer, train
 
 trunk = dict(block_config=[3, 4, 4], growth_rate=16, num_init_features=32)
-model = lesion_rcnn(densenet_fpn("a3d", num_slices=7, out_channels=64, **trunk), fc_dim=256)
+backbone = densenet_fpn("a3d", num_slices=7, out_channels=64, **trunk)
+model = lesion_rcnn(backbone, [[16, 24], [32, 48], [64, 96]], fc_dim=256, num_fc=1)
 model.proposal_generator.pre_nms_topk = (1000, 1000)
 model.proposal_generator.post_nms_topk = (500, 300)
 

@@ -84,10 +84,34 @@ def test_slices_from_elsewhere(coco):
     assert hu_of(stack_of(record, resampling="none")) == pytest.approx([180, 190, 200, 210, 220], abs=1e-2)
     ends = {**record, "read_stack": first_slice_is_the_key}
     assert hu_of(stack_of(ends, resampling="none")) == pytest.approx([0, 0, 0, 10, 20], abs=1e-2)
-    with pytest.raises(
-        ValueError, match=r"Expected slices \(S, H, W\) and one of them as key, got \(30, 24, 24\) and 30"
-    ):
+    with pytest.raises(ValueError, match=r"case.npy: expected of read_stack slices"):
         stack_of({**record, "read_stack": no_such_key})
+
+
+def nothing(record):
+    return None
+
+
+def slices_alone(record):
+    return volume(record)[0]
+
+
+def no_number(record):
+    return volume(record)[0] * np.float32(np.nan), 3
+
+
+def text(record):
+    return "slices", "key"
+
+
+@pytest.mark.parametrize("function", [nothing, slices_alone, no_number, text])
+def test_a_function_that_gives_something_else(coco, function):
+    image = {**coco.content["images"][0], "file_name": "case.npy"}
+    ((record,), _) = load_ct_coco(coco(images=[image]), coco.root, read_stack=function)
+    with pytest.raises(
+        ValueError, match=r"case.npy: expected of read_stack slices in HU, \(S, H, W\), and which of them"
+    ):
+        stack_of(record)
 
 
 def first_slice_is_the_key(record):
@@ -107,10 +131,42 @@ def test_what_is_missing_is_named(coco):
     lesion = {**coco.content["annotations"][0], "category_id": 8}
     with pytest.raises(ValueError, match=r"truth.json, annotation 1: expected a category_id of 3, 7, 9, got 8"):
         load_ct_coco(coco(annotations=[lesion]), coco.root)
-    with pytest.raises(ValueError, match="expected one category or more, got none"):
+    with pytest.raises(ValueError, match="expected one category or more, .*, got none"):
         load_ct_coco(coco(categories=[]), coco.root)
     with pytest.raises(ValueError, match="categories"):
         load_ct_coco(coco(categories=None), coco.root)
+
+
+@pytest.mark.parametrize(
+    ("where", "changes", "message"),
+    [
+        (
+            "images",
+            {"slice_interval": 0},
+            "image 'A': expected a positive number of mm or null as slice_interval, got 0",
+        ),
+        ("images", {"slice_interval": -1.25}, "image 'A': expected a positive number of mm or null"),
+        ("images", {"slice_interval": True}, r"image 'A': expected 1 number\(s\) as slice_interval"),
+        ("images", {"slice_range": [1.7, 9]}, r"image 'A': expected 2 number\(s\) as slice_range"),
+        ("annotations", {"segmentation": [[1, 2, 3]]}, "annotation 1: expected a polygon"),
+        (
+            "annotations",
+            {"segmentation": {"size": [10, 10], "counts": "a"}},
+            r"annotation 1: expected runs of the image's",
+        ),
+        ("categories", {"name": "node"}, "each with a name of its own, got never, node, node"),
+    ],
+)
+def test_what_is_wrong_is_named_when_it_is_read(coco, where, changes, message):
+    first, *others = coco.content[where]
+    with pytest.raises(ValueError, match=message):
+        load_ct_coco(coco(**{where: [{**first, **changes}, *others]}), coco.root)
+
+
+def test_intervals_that_are_not_known_are_counted(coco, caplog):
+    image = {**coco.content["images"][0], "slice_interval": None}
+    load_ct_coco(coco(images=[image]), coco.root)
+    assert "truth.json: 1 of 1 images have no slice_interval ('A' is the first); their key slice is" in caplog.text
 
 
 def test_numbers_in_names(tmp_path):
@@ -121,6 +177,8 @@ def test_numbers_in_names(tmp_path):
     assert files.path(36).endswith("IM-0001-0036.png")
     by_series = NumberedFiles(str(tmp_path / "IM-0001-0034.png"), r"IM-(\d+)-")
     assert (by_series.key, by_series.numbers) == (1, [1, 2])
+    uid = NumberedFiles(str(tmp_path / f"{'1' * 20}.png"), LAST_NUMBER)
+    assert uid.numbers == []
     with pytest.raises(ValueError, match=r"a.png: expected a name with a slice number, as .* finds it"):
         NumberedFiles(str(tmp_path / "a.png"), LAST_NUMBER)
 

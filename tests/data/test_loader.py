@@ -42,7 +42,7 @@ def cfg(dataset):
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (96,), 96
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.DATALOADER.NUM_WORKERS = 2
-    cfg.MODEL.A3D.NUM_SLICES = 7
+    cfg.MODEL.A3D.NUM_SLICES, cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7, 1
     return cfg
 
 

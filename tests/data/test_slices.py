@@ -176,7 +176,7 @@ def test_hu_range_is_signed(tmp_path):
 
 
 def test_missing_key_slice(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"100.png: no such slice. Expected DeepLesion's layout"):
+    with pytest.raises(FileNotFoundError, match=r"100.png: no such slice. Those of DeepLesion are Images_png"):
         load_slice_stack(str(tmp_path / "100.png"), 3, 1.0)
 
 

@@ -53,3 +53,22 @@ def test_too_few_classes_are_named(nodes):
         ValueError, match=r"MODEL.ROI_HEADS.NUM_CLASSES: expected 3, for the classes never, small, large of"
     ):
         Trainer(cfg)
+
+
+def test_other_classes_in_the_test_set_are_named(nodes):
+    content = json.loads((nodes / "nodes/test.json").read_text())
+    content["categories"] = [{**c, "name": c["name"].upper()} for c in content["categories"]]
+    (nodes / "nodes/test.json").write_text(json.dumps(content))
+    for split in ("train", "test"):
+        folder = str(nodes / "nodes/png")
+        register_ct_coco(f"nodes_{split}", str(nodes / f"nodes/{split}.json"), folder, number_pattern=r"slice(\d+)")
+    cfg = model_zoo.get_config("quick/a3d_7slice.yaml")
+    cfg.merge_from_list([*TINY, "DATASETS.TRAIN", ("nodes_train",), "MODEL.ROI_HEADS.NUM_CLASSES", 3])
+    Trainer.build_train_loader(cfg)
+    with pytest.raises(
+        ValueError, match="Expected the classes of nodes_train, never, small, large, in nodes_test, got NEVER"
+    ):
+        Trainer.build_test_loader(cfg, "nodes_test")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
+    with pytest.raises(ValueError, match=r"NUM_CLASSES: expected 3, for the classes .* of nodes_test, got 4"):
+        Trainer.build_test_loader(cfg, "nodes_test")

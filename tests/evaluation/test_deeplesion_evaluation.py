@@ -226,6 +226,13 @@ def test_boxes_of_detectron2s_own_loader(ct_coco, tmp_path):
     assert evaluator.evaluate()["froc"] == {"avg": 1, "avg_node": 1, "avg_cyst": 1}
 
 
+def test_a_dataset_of_one_class_takes_no_others(dataset):
+    evaluator = DeepLesionEvaluator(dataset([(1.0, [A])]))
+    evaluator.process([{"image_id": "0.png"}], [of_classes((A, 0.9, 2))])
+    with pytest.raises(ValueError, match="entry 0: expected a category_id from 0 to 0, got 2"):
+        evaluator.evaluate()
+
+
 def test_a_class_that_the_dataset_does_not_have(ct_coco, tmp_path):
     register_ct_coco("ct_other", ct_coco, str(tmp_path))
     evaluator = DeepLesionEvaluator("ct_other")
@@ -237,6 +244,8 @@ def test_a_class_that_the_dataset_does_not_have(ct_coco, tmp_path):
 def test_options_of_a_registration(ct_coco, tmp_path):
     with pytest.raises(TypeError, match="hu_ofset"):
         register_ct_coco("ct_wrong", ct_coco, str(tmp_path), hu_ofset=1024)
+    with pytest.raises(TypeError, match="Expected a read_stack that data loaders can pickle"):
+        register_ct_coco("ct_lambda", ct_coco, str(tmp_path), read_stack=lambda record: None)
     register_ct_coco("ct_meta", ct_coco, str(tmp_path), {"thing_colors": [[1, 2, 3]]}, hu_offset=1024)
     first, _ = DatasetCatalog.get("ct_meta")
     assert (first["hu_offset"], first["file_name"]) == (1024, str(tmp_path / "1.png"))

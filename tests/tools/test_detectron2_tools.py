@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor
+from fvcore.transforms.transform import HFlipTransform
 from PIL import Image
 
-from a3d_det2 import LesionCheckpointer, LesionRCNNWithTTA, Trainer, model_zoo
+from a3d_det2 import LesionCheckpointer, LesionRCNNWithTTA, PublishedRCNN, Trainer, model_zoo
 from a3d_det2.data.slices import load_slice_stack, window_hu
 from tests.engine.conftest import TINY
 
@@ -127,7 +128,33 @@ def test_lazy_models_read_channels_and_strides_off_the_trunk(repo):
         model = instantiate(cfg.model)
     assert model.backbone.bottom_up.out_channels == {"dense1": 256, "dense2": 512, "dense3": 1024}
     assert model.proposal_generator.anchor_generator.strides == [4, 8, 16]
-    assert list(cfg.model.proposal_generator.anchor_generator.sizes) == [[16, 24], [32, 48], [64, 96]]
+    assert list(cfg.model.proposal_generator.anchor_generator.sizes) == [[16, 24], [32, 48], [96, 192]]
+
+
+@pytest.mark.parametrize("name", ["a3d_fpn_7slice", "quick_a3d_7slice"])
+def test_lazy_configs_are_those_of_the_yaml_configs(repo, name):
+    from detectron2.config import LazyConfig, instantiate
+    from detectron2.modeling import build_model
+
+    lazy = LazyConfig.load(str(repo / f"configs/lazy/{name}.py"))
+    assert {"model", "dataloader", "optimizer", "lr_multiplier", "train"} <= lazy.keys()
+    cfg = model_zoo.get_config(f"{name.replace('quick_', 'quick/')}.yaml")
+    cfg.merge_from_list(["MODEL.DEVICE", "meta", "MODEL.MASK_ON", False, "MODEL.A3D.NORM", "BN"])
+    with torch.device("meta"):
+        ours, theirs = instantiate(lazy.model), build_model(cfg)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    for part in ("proposal_generator", "roi_heads.box_predictor"):
+        for key in ("smooth_l1_beta", "nms_thresh", "test_nms_thresh", "batch_size_per_image", "pre_nms_topk"):
+            first, second = (getattr(model.get_submodule(part), key, None) for model in (ours, theirs))
+            assert first == second, (part, key)
+    anchors = [m.proposal_generator.anchor_generator for m in (ours, theirs)]
+    assert (anchors[0].strides, anchors[0].offset) == (anchors[1].strides, anchors[1].offset)
+    assert list(lazy.model.proposal_generator.anchor_generator.sizes) == [
+        list(s) for s in cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    ]
+    solver = cfg.SOLVER
+    assert (lazy.optimizer.lr, lazy.train.max_iter) == (solver.BASE_LR, solver.MAX_ITER)
+    assert list(lazy.lr_multiplier.scheduler.milestones) == [*solver.STEPS, solver.MAX_ITER]
 
 
 def test_the_wrapper_says_what_it_needs(repo):
@@ -169,3 +196,22 @@ def test_test_time_augmentation_from_file_names(cfg):
     assert from_file["instances"].image_size == (record["height"], record["width"])
     torch.testing.assert_close(from_file["instances"].pred_boxes.tensor, from_image["instances"].pred_boxes.tensor)
     assert len(from_file["instances"]) > 0
+    with pytest.raises(ValueError, match="Expected a LesionRCNN for test-time augmentation, got a PublishedRCNN"):
+        LesionRCNNWithTTA(cfg, PublishedRCNN(cfg))
+
+
+def test_boxes_of_a_flipped_image_come_back_to_their_pixels(cfg):
+    """Pixels 10 to 19 of 128 are 108 to 117 of the mirror image."""
+    cfg.merge_from_list(["TEST.AUG.MIN_SIZES", (96,), "TEST.AUG.MAX_SIZE", 128])
+    augmented = LesionRCNNWithTTA(cfg, Trainer.build_model(cfg).eval())
+    image = augmented._read(DatasetCatalog.get("phantom_test")[0])
+    _, transforms = augmented._get_augmented_inputs(image)
+    mirrored = [t for t in transforms if any(isinstance(part, HFlipTransform) for part in t.transforms)]
+    assert mirrored
+    for transform in mirrored:
+        width = next(part.width for part in transform.transforms if isinstance(part, HFlipTransform))
+        scale = width / image["width"]
+        box = np.array([[10.0, 20, 19, 29]])
+        there = transform.apply_box(box)
+        np.testing.assert_allclose(there[0, [0, 2]] + 0.5, width - (box[0, [2, 0]] + 0.5) * scale)
+        np.testing.assert_allclose(transform.inverse().apply_box(there), box)

@@ -10,7 +10,8 @@ class PublishedRCNN(LesionRCNN):
     width, overlap and pooling are Detectron2's own.
 
     Those that come in, lesions to train on, and those that come out name their last pixel, as DeepLesion's do and as
-    FROC takes them. Raw outputs, without postprocessing, end one pixel further.
+    FROC takes them. Raw outputs, without postprocessing, end one pixel further, and so do the boxes that are given to
+    have raw outputs made of them.
     """
 
     def forward(self, batched_inputs: list[dict], *args, **kwargs):
@@ -26,7 +27,7 @@ class PublishedRCNN(LesionRCNN):
         do_postprocess: bool = True,
     ) -> list[dict] | list[Instances]:
         """See :meth:`.LesionRCNN.inference`."""
-        if detected_instances is not None:
+        if detected_instances is not None and do_postprocess:
             detected_instances = [_move_ends(instances, "pred_boxes", 1) for instances in detected_instances]
         results = super().inference(batched_inputs, detected_instances, do_postprocess)
         if not do_postprocess:

@@ -1,4 +1,8 @@
-"""A LesionRCNN over any backbone of slices, boxes only, with the settings of the YAML configs."""
+"""A LesionRCNN over any backbone of slices, boxes only, with the settings of the YAML configs.
+
+Two things differ: Detectron2's loop for LazyConfigs clips no gradients, and the norm is DenseNet3D's own, BN, where the
+YAML configs have SyncBN; with several GPUs pass ``norm="SyncBN"`` to densenet_fpn.
+"""
 
 import torch
 from detectron2.config import LazyCall as L
@@ -17,13 +21,13 @@ from a3d_det2.modeling import DenseNet3D
 from a3d_det2.modeling.backbone import SliceBackbone
 
 
-def lesion_rcnn(backbone, num_classes: int = 1, anchors_from: int = 16, fc_dim: int = 1024):
+def lesion_rcnn(backbone, anchor_sizes, num_classes: int = 1, fc_dim: int = 2048, num_fc: int = 2):
     """
     Args:
         backbone: a LazyCall of a backbone over slices.
+        anchor_sizes: sides in px of the anchors on each of its maps, finest first.
         num_classes: of lesions.
-        anchors_from: side in px of the smallest anchor on the finest map.
-        fc_dim: width of the box head.
+        fc_dim, num_fc: width and number of the layers of the box head.
 
     Returns:
         a LazyCall of a LesionRCNN on all maps of the backbone.
@@ -36,12 +40,9 @@ def lesion_rcnn(backbone, num_classes: int = 1, anchors_from: int = 16, fc_dim: 
         backbone=backbone,
         proposal_generator=L(RPN)(
             in_features=names,
-            head=L(StandardRPNHead)(in_channels=channels, num_anchors=6),
+            head=L(StandardRPNHead)(in_channels=channels, num_anchors=3 * len(anchor_sizes[0])),
             anchor_generator=L(DefaultAnchorGenerator)(
-                sizes=[
-                    [anchors_from * stride // strides[0], anchors_from * stride // strides[0] * 3 // 2]
-                    for stride in strides
-                ],
+                sizes=anchor_sizes,
                 aspect_ratios=[0.5, 1.0, 2.0],
                 strides=strides,
                 offset=0.5,
@@ -53,6 +54,7 @@ def lesion_rcnn(backbone, num_classes: int = 1, anchors_from: int = 16, fc_dim: 
             pre_nms_topk=(12000, 6000),
             post_nms_topk=(2000, 300),
             nms_thresh=0.7,
+            smooth_l1_beta=0.1111,
         ),
         roi_heads=L(StandardROIHeads)(
             num_classes=num_classes,
@@ -66,12 +68,13 @@ def lesion_rcnn(backbone, num_classes: int = 1, anchors_from: int = 16, fc_dim: 
             box_head=L(FastRCNNConvFCHead)(
                 input_shape=L(ShapeSpec)(channels=channels, height=7, width=7),
                 conv_dims=[],
-                fc_dims=[fc_dim, fc_dim],
+                fc_dims=[fc_dim] * num_fc,
             ),
             box_predictor=L(FastRCNNOutputLayers)(
                 input_shape=L(ShapeSpec)(channels=fc_dim),
                 test_score_thresh=0.00005,  # FROC needs the weak detections as well
                 test_topk_per_image=50,
+                smooth_l1_beta=1.0,
                 box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
                 num_classes="${..num_classes}",
             ),
