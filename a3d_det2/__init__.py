@@ -6,6 +6,7 @@
     checkpoint      loading, strictly, of our weights and those of others
     data            slices, samples, datasets, the phantom; preparation of a downloaded DeepLesion
     evaluation      FROC, bootstrap, strata; the report
+    volumes         whole CTs, read from DICOM and NIfTI
     engine          trainers and commands
     config, model_zoo
 
@@ -29,7 +30,18 @@ from .optional import detectron2_problem, needs_detectron2
 
 __version__ = "0.2.0"
 
-_ROOMS = ("checkpoint", "config", "data", "engine", "evaluation", "kernels", "layers", "model_zoo", "modeling")
+_ROOMS = (
+    "checkpoint",
+    "config",
+    "data",
+    "engine",
+    "evaluation",
+    "kernels",
+    "layers",
+    "model_zoo",
+    "modeling",
+    "volumes",
+)
 _PURE = {"AffineTransform": "data.transforms", "add_a3d_config": "config", "datasets_root": "data.deeplesion"}
 _OF_DETECTRON2 = {
     "BestCheckpointer": "engine.hooks",

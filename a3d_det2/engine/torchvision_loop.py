@@ -9,6 +9,7 @@ import logging
 import os
 import random
 from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -53,6 +54,12 @@ DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone
 }
 
 RULES = {"VERSION": Allowed("2, as Detectron2 has it", lambda value: value == 2)}
+
+
+def torchvision_checks(cfg: CfgNode) -> Iterator[str]:
+    """What this engine cannot do, a sentence for each."""
+    if (count := cfg.MODEL.ROI_HEADS.NUM_CLASSES) != 1:
+        yield f"MODEL.ROI_HEADS.NUM_CLASSES: expected 1, for the one class of this engine's datasets, got {count}."
 
 
 def rank() -> int:
@@ -211,7 +218,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(config_file, args.opts)
     with mistakes("WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them: "):
         processes, here = (int(os.getenv(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    check_config(cfg, Start(args.resume, args.eval_only, processes, here, dataset_files, RULES))
+    check_config(cfg, Start(args.resume, args.eval_only, processes, here, dataset_files, RULES, torchvision_checks))
     device, seed = torch.device(cfg.MODEL.DEVICE), [cfg.SEED if cfg.SEED >= 0 else random.getrandbits(31)]
     if device.type == "cuda":
         torch.cuda.set_device(int(os.getenv("LOCAL_RANK", device.index or 0)))

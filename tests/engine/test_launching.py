@@ -13,8 +13,10 @@ pytest.importorskip("detectron2")
 
 import torch
 from detectron2.config import get_cfg
+from torch import distributed
 
 from a3d_det2 import Trainer, add_a3d_config
+from a3d_det2.engine import launching
 from tests.damage import truncate
 
 TINY = """
@@ -106,20 +108,24 @@ def test_torchrun_joins_its_processes_as_launch_does(repo, phantom_root, tmp_pat
         losses.append({key: value for key, value in last.items() if "loss" in key})
     assert len(losses[0]) >= 5
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    done = subprocess.run(
-        [sys.executable, *torchrun, *script, "--num-gpus", "2", *options, str(tmp_path / "both")],
-        cwd=repo,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode != 0
-    assert (
-        "Expected --num-gpus and --num-machines with Detectron2's own launch alone, as torchrun has started 2"
-        in done.stderr
-    )
-    assert not (tmp_path / "both").exists()
+
+
+def test_torchrun_and_launch_together(monkeypatch, capsys, phantom_root):
+    monkeypatch.setattr(distributed, "is_torchelastic_launched", lambda: True)
+    config = ["--config-file", "quick/a3d_7slice.yaml"]
+    for sizes, arguments, message in (
+        (
+            "2",
+            ["--num-gpus", "2"],
+            "Expected --num-gpus and --num-machines with Detectron2's own launch alone, as torch",
+        ),
+        ("x", [], "WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them: invalid literal"),
+    ):
+        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            monkeypatch.setenv(name, sizes)
+        with pytest.raises(SystemExit, match="2"):
+            launching.main([*config, *arguments])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -58,6 +58,11 @@ def test_a_slip_is_named_before_anything_is_written(start, tmp_path, key, value,
     assert not (tmp_path / "out").exists()
 
 
+def test_several_classes_are_for_detectron2(start, engine):
+    printed = start("MODEL.ROI_HEADS.NUM_CLASSES", 3)
+    assert "MODEL.ROI_HEADS.NUM_CLASSES: expected 1, for the " in printed
+
+
 def test_several_slips_are_said_at_once(start):
     printed = start("SOLVER.MAX_ITER", 0, "SEED", -2, "INPUT.RESAMPLING", "cubic")
     named = {line.split(":")[0].strip() for line in printed.splitlines()[1:]}
@@ -211,11 +216,10 @@ def test_what_the_configs_of_detectron2_say_is_allowed():
     assert sorted(refused) == [["MODEL.LOAD_PROPOSALS"]] * 3 + [["python/object/apply:eval"]] * 6
 
 
+@pytest.mark.parametrize("engine", ["launching"], indirect=True)
 @pytest.mark.parametrize("slices", [1, 7])
 def test_the_config_of_a_2d_model(start, engine, slices):
     """Of Detectron2's model zoo, on slices."""
-    if not engine.__name__.endswith("launching"):
-        pytest.skip("it is of Detectron2")
     model_zoo = pytest.importorskip("detectron2.model_zoo")
     config = model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
     options = [

@@ -191,12 +191,12 @@ def test_detections_are_written_as_they_are_found(cfg, tmp_path):
     masks = torch.zeros(2, 1, 96, 96)
     masks[0, 0, 5:9, 3:5], masks[1] = 0.5, 0.49
     boxes, scores = torch.tensor([[1.0, 2, 11, 22], [3, 4, 5, 6]]), torch.tensor([0.75, 0.5])
-    model = Recorder({"boxes": boxes, "labels": torch.tensor([1, 3]), "scores": scores, "masks": masks})
+    model = Recorder({"boxes": boxes, "labels": torch.tensor([1, 1]), "scores": scores, "masks": masks})
     metrics = torchvision_loop.evaluate(cfg(), model.train(), torch.device("cpu"))
     assert model.training
     results = read(tmp_path / "inference" / "coco_instances_results.json")
     assert len(results) == 2 * 6
-    assert [result["category_id"] for result in results[:2]] == [0, 2]
+    assert [result["category_id"] for result in results[:2]] == [0, 0]
     assert [result["bbox"] for result in results[:2]] == [[1, 2, 10, 20], [3, 4, 2, 2]]
     assert [coco_mask.area(result["segmentation"]) for result in results[:2]] == [8, 0]
     report = read(tmp_path / "inference" / "froc.json")

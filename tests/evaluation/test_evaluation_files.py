@@ -12,7 +12,7 @@ HIT = {"image_id": "a.png", "category_id": 0, "bbox": [0, 0, 9, 9], "score": 0.5
 def test_files_and_metrics(tmp_path):
     metrics = evaluate_results([HIT], IMAGES, "mine", str(tmp_path / "inference"), resamples=10)
     levels = {f"sensitivity_{level}": 1 for level in ("0.5", "1", "2", "4", "8", "16")}
-    assert metrics == {"froc": {"avg": 1, **levels}, "bbox": {"AP50": pytest.approx(100)}}
+    assert metrics == {"froc": {"avg": 1, **levels}, "ap": {"AP50": pytest.approx(100)}}
     files = {"coco_instances_results.json", "froc.json", "froc.png"}
     assert set(os.listdir(tmp_path / "inference")) == files
     report = json.loads((tmp_path / "inference" / "froc.json").read_text())

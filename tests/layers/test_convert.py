@@ -1,4 +1,5 @@
 import copy
+import functools
 import pickle
 from collections import OrderedDict
 
@@ -15,6 +16,11 @@ THICKNESS = torch.tensor([1.0, 5.0])
 
 def network(name: str) -> nn.Module:
     """A torchvision network whose norms have the statistics of their inputs, so that these reach its output."""
+    return copy.deepcopy(_network(name))
+
+
+@functools.cache
+def _network(name: str) -> nn.Module:
     torch.manual_seed(0)
     net = pytest.importorskip("torchvision").models.get_model(name)
     for norm in net.modules():

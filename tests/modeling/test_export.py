@@ -46,7 +46,7 @@ def raw(model, inputs):
 def test_traced_detector(build, operator, tmp_path, monkeypatch):
     # So few rows in a stripe that one size would have several and another one.
     monkeypatch.setattr("a3d_det2.kernels.fast_block.STRIPE_BYTES", 1 << 14)
-    model = build("MODEL.A3D.OPERATOR", operator)
+    model = build("MODEL.A3D.OPERATOR", operator, "MODEL.MASK_ON", operator == "alignshift")
     adapter = TracingAdapter(model, [{"image": torch.randn(3, *SIZES[0]), "thickness": torch.tensor(2.5)}], raw)
     with torch.no_grad():
         torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False).save(tmp_path / "model.ts")
@@ -114,7 +114,7 @@ def dynamic():
 
 @pytest.mark.parametrize("operator", ["a3d", "alignshift"])
 def test_exported_maps(build, operator):
-    maps = Maps(build("MODEL.A3D.OPERATOR", operator).backbone).eval()
+    maps = Maps(build("MODEL.A3D.OPERATOR", operator, "MODEL.A3D.BLOCK_CONFIG", [1, 1, 1]).backbone).eval()
     with torch.no_grad():
         exported = torch.export.export(
             maps, (torch.randn(1, 3, 128, 160), torch.tensor([2.5])), dynamic_shapes=dynamic()

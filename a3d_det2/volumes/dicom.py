@@ -1,0 +1,274 @@
+"""Series of DICOM slices, sorted by where they lie in the patient and not by what their names and numbers say."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .nifti import check_size
+from .volume import AIR, DIRECTIONS, UnreadableVolume, Volume, to_int16
+
+TAGS = (
+    "Modality SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription ImageType Rows Columns PixelSpacing "
+    "ImageOrientationPatient ImagePositionPatient NumberOfFrames InstanceNumber"
+).split()
+DOUBLE = 0.01  # mm; positions closer than this are one
+GAP = 0.1  # of the interval; what differs more from it is a gap
+MOST_OBLIQUE = 30.0  # degrees between the normal of axial slices and the axis of the body
+
+
+@dataclass
+class Slice:
+    """One image: where it lies, and the file and frame that has it."""
+
+    path: str
+    frame: int | None
+    position: np.ndarray
+    instance: str
+
+
+@dataclass
+class Series:
+    """Slices of one series, orientation and size.
+
+    Attributes:
+        path: of the folder or file that was looked into.
+        uid, description: of the series.
+        size: (rows, columns).
+        pixel: distance between rows and between columns in mm.
+        directions: (2, 3), that of increasing column and of increasing row.
+        slices: as found.
+        problem: why it cannot be used; "" if it can.
+    """
+
+    path: str
+    uid: str
+    description: str
+    size: tuple[int, int]
+    pixel: tuple[float, float]
+    directions: np.ndarray
+    slices: list[Slice] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def normal(self) -> np.ndarray:
+        """The unit normal of the slices, towards the feet."""
+        normal = np.cross(*self.directions)
+        normal = normal / np.linalg.norm(normal)
+        return normal if normal[2] < 0 else -normal
+
+    @property
+    def name(self) -> str:
+        return self.description or os.path.basename(os.path.normpath(self.path))
+
+
+def find_dicom(path: str) -> list[Series]:
+    """Find the series in a DICOM file, or in a folder at any depth. Files that are no DICOM are left out.
+
+    Returns:
+        a Series for each series, orientation and size, the largest first; those that cannot be used say why.
+    """
+    import pydicom
+
+    groups: dict[tuple, Series] = {}
+    for file in _files(path):
+        try:
+            tags = pydicom.dcmread(file, specific_tags=TAGS, stop_before_pixels=True)
+        except Exception:  # pydicom says nowhere what it raises for a file that is none
+            continue
+        if tags.get("NumberOfFrames") and int(tags.NumberOfFrames) > 1:
+            tags = pydicom.dcmread(file, stop_before_pixels=True)
+        for image in _images(file, tags, path):
+            key = (image.uid, image.size, tuple(np.round(image.directions, 3).ravel()), image.problem)
+            if key in groups:
+                groups[key].slices += image.slices
+            else:
+                groups[key] = image
+    series = sorted(groups.values(), key=lambda one: -len(one.slices))
+    for one in series:
+        one.problem = one.problem or _problem(one)
+    return series
+
+
+def _files(path: str) -> Iterator[str]:
+    if os.path.isfile(path):
+        yield path
+    for folder, _, names in os.walk(path):
+        for name in sorted(names):
+            yield os.path.join(folder, name)
+
+
+def _images(file: str, tags, path: str) -> Iterator[Series]:
+    """One Series of a single slice for each image of a file."""
+    uid, description = str(tags.get("SeriesInstanceUID", "")).strip(), str(tags.get("SeriesDescription", "")).strip()
+    size = int(tags.get("Rows") or 0), int(tags.get("Columns") or 0)
+    problem = ""
+    if tags.get("Modality") != "CT":
+        problem = f"expected a CT, got the modality {tags.get('Modality') or 'none'}"
+    elif "LOCALIZER" in [str(kind).upper() for kind in tags.get("ImageType") or ()]:
+        problem = "it is a localiser"
+    elif "Secondary Capture" in getattr(tags.get("SOPClassUID"), "name", ""):
+        problem = "it is a secondary capture, a picture of a screen"
+    frames = tags.get("PerFrameFunctionalGroupsSequence") or [None]
+    shared = (tags.get("SharedFunctionalGroupsSequence") or [None])[0]
+    for number, frame in enumerate(frames):
+        geometry = _geometry(tags, shared, frame)
+        if geometry is None:
+            yield Series(path, uid, description, size, (1.0, 1.0), np.eye(3)[:2], [], problem or "it has no geometry")
+            continue
+        directions, position, pixel = geometry
+        place = Slice(file, number if frame is not None else None, position, str(tags.get("SOPInstanceUID", "")))
+        yield Series(path, uid, description, size, pixel, directions, [place], problem)
+
+
+def _geometry(tags, shared, frame) -> tuple[np.ndarray, np.ndarray, tuple[float, float]] | None:
+    """Directions (2, 3), position (3,) and pixel size; of a multi-frame image those of the frame."""
+
+    def find(sequence: str, name: str):
+        for group in (frame, shared):
+            if group is not None and sequence in group:
+                return group[sequence][0].get(name)
+        return tags.get(name)
+
+    orientation = find("PlaneOrientationSequence", "ImageOrientationPatient")
+    position = find("PlanePositionSequence", "ImagePositionPatient")
+    pixel = find("PixelMeasuresSequence", "PixelSpacing")
+    try:
+        directions = np.array([float(v) for v in orientation]).reshape(2, 3)
+        position = np.array([float(v) for v in position]).reshape(3)
+        rows, columns = (float(v) for v in pixel)
+    except (TypeError, ValueError):
+        return None
+    lengths = np.linalg.norm(directions, axis=1)
+    if not (np.abs(lengths - 1) < 0.01).all() or abs(directions[0] @ directions[1]) > 0.01 or min(rows, columns) <= 0:
+        return None
+    return directions, position, (rows, columns)
+
+
+def _problem(series: Series) -> str:
+    if len(series.slices) < 2:
+        return f"it has {len(series.slices)} slice"
+    angle = np.degrees(np.arccos(np.clip(-series.normal[2], -1, 1)))
+    if angle > MOST_OBLIQUE:
+        return f"expected axial slices, got some {angle:.0f} degrees from them"
+    try:
+        check_size("", *series.size, len(series.slices))
+    except UnreadableVolume as error:
+        return str(error).removeprefix(": ")
+    return ""
+
+
+def read_dicom(series: Series) -> Volume:
+    """Read the slices of a series.
+
+    Raises:
+        UnreadableVolume: if it cannot be used, or a slice is damaged or compressed in a way that nothing installed
+            decodes; the message names the file.
+    """
+    if series.problem:
+        raise UnreadableVolume(f"{series.path}, {series.name}: {series.problem}")
+    slices, notes = _in_order(series)
+    positions = np.array([one.position for one in slices])
+    along = (positions - positions[0]) @ series.normal
+    rows, columns = series.pixel
+    # Which of our axes, columns and rows, the ones on disk are nearest to.
+    transposed = abs(series.directions[0] @ DIRECTIONS[0]) < abs(series.directions[0] @ DIRECTIONS[1])
+    axes = series.directions[::-1] if transposed else series.directions
+    lengths = np.array([rows, columns] if transposed else [columns, rows])
+    counts = np.array(series.size if transposed else series.size[::-1])  # of columns and rows, as ours
+    flips = np.array([axes[0][0] < 0, axes[1][1] < 0])
+    steps = axes * lengths[:, None]
+    origin = positions[0] + ((counts - 1) * flips) @ steps
+    steps = np.where(flips[:, None], -steps, steps)
+    units = steps / lengths[:, None]
+    drift = positions - positions[0] - along[:, None] * series.normal
+    offsets = drift @ units.T
+    if np.abs(offsets).max() > 0.01 * np.abs(along).max() + 0.1:
+        tilt = np.degrees(np.arctan2(np.linalg.norm(offsets[-1]), along[-1]))
+        notes.append(f"The gantry was tilted by {tilt:.1f} degrees: slices are shifted against each other.")
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 3] = steps[0], steps[1], origin
+    affine[:3, 2] = series.normal * (along[-1] / max(len(along) - 1, 1))
+    hu = np.empty((len(slices), counts[1], counts[0]), dtype=np.int16)
+    read = _Reader()
+    for out, one in zip(hu, slices, strict=True):
+        image = read(one)
+        if image.shape != series.size:
+            raise UnreadableVolume(f"{one.path}: expected {series.size} pixels, got {image.shape}")
+        image = image.T if transposed else image
+        out[:] = image[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+    instances = tuple(one.instance for one in slices)
+    return Volume(hu, affine, along, offsets, series.name, tuple(notes), instances)
+
+
+def _in_order(series: Series) -> tuple[list[Slice], list[str]]:
+    """The slices from head to feet, each position once, and what was odd."""
+    notes = []
+    along = np.array([one.position @ series.normal for one in series.slices])
+    order = np.argsort(along, kind="stable")
+    slices, places = [], []
+    for i in order:
+        if places and along[i] - places[-1] < DOUBLE:
+            continue
+        slices.append(series.slices[i])
+        places.append(along[i])
+    if len(slices) < len(order):
+        notes.append(f"{len(order) - len(slices)} of {len(order)} slices lie where another does; the first is taken.")
+    steps = np.diff(places)
+    if not len(steps):
+        raise UnreadableVolume(f"{series.path}, {series.name}: all slices lie in one place")
+    interval = float(np.median(steps))
+    for step, place in zip(steps, np.array(places) - places[0], strict=False):
+        if abs(step - interval) > GAP * interval:
+            notes.append(
+                f"{step:.2f} mm between slices, {place:.1f} mm from the first; elsewhere it is {interval:.2f} mm."
+            )
+    return slices, notes
+
+
+class _Reader:
+    """Reads slices in HU; a file of many frames is decoded once."""
+
+    def __init__(self):
+        self._last: tuple[str, np.ndarray, object] | None = None
+
+    def __call__(self, one: Slice) -> np.ndarray:
+        """(H, W) int16."""
+        if self._last is None or self._last[0] != one.path:
+            self._last = (one.path, *self._decode(one.path))
+        _, pixels, tags = self._last
+        stored = pixels if one.frame is None else pixels[one.frame]
+        slope, intercept = self._rescale(tags, one.frame)
+        hu = to_int16(stored.astype(np.float64) * slope + intercept)
+        padding = tags.get("PixelPaddingValue")
+        if padding is not None:
+            limit = tags.get("PixelPaddingRangeLimit", padding)
+            low, high = sorted((int(padding), int(limit)))
+            hu[(stored >= low) & (stored <= high)] = AIR
+        return hu
+
+    def _decode(self, path: str) -> tuple[np.ndarray, object]:
+        import pydicom
+
+        try:
+            tags = pydicom.dcmread(path)
+            return tags.pixel_array, tags
+        except Exception as error:  # of pydicom, or of whichever decoder it found
+            why = str(error).partition("\n")[0]
+            syntax = getattr(getattr(locals().get("tags"), "file_meta", None), "TransferSyntaxUID", None)
+            how = f" It is compressed as {syntax.name}: pip install pylibjpeg[all] or python-gdcm." if syntax else ""
+            raise UnreadableVolume(f"{path}: the slice cannot be read ({why}).{how}") from error
+
+    def _rescale(self, tags, frame: int | None) -> tuple[float, float]:
+        groups = [tags]
+        if frame is not None:
+            shared = tags.get("SharedFunctionalGroupsSequence") or []
+            for group in (tags.PerFrameFunctionalGroupsSequence[frame], *shared):
+                if "PixelValueTransformationSequence" in group:
+                    groups.insert(0, group.PixelValueTransformationSequence[0])
+                    break
+        for group in groups:
+            if "RescaleSlope" in group:
+                return float(group.RescaleSlope), float(group.get("RescaleIntercept", 0))
+        raise UnreadableVolume("expected HU, got a slice without a rescale slope")

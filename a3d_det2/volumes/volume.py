@@ -1,0 +1,72 @@
+"""A CT volume in the orientation of DeepLesion."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+AIR = -1024  # HU, of what was not measured
+# What the indices of a volume count along, x, y and z, in patient coordinates (LPS: to the left, the back, the head):
+# columns to the patient's left, rows to the back, slices from head to feet, as DeepLesion's.
+DIRECTIONS = np.diag([1.0, 1.0, -1.0])
+
+
+class UnreadableVolume(ValueError):
+    """A file or folder that holds no CT volume which can be used; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A CT volume: columns to the patient's left, rows to the back, slices from head to feet.
+
+    Attributes:
+        hu: (D, H, W) int16, in HU.
+        affine: (4, 4), from the indices (column, row, slice) to patient coordinates (x, y, z) in mm, LPS. With gaps it
+            is that of the mean interval; ``positions`` are exact.
+        positions: (D,) mm along the normal of the slices, from 0 at the first.
+        offsets: (D, 2) mm in x and y of each slice against where the normal through the first slice's corner meets it;
+            not zero with a tilted gantry.
+        name: of the series, for messages; not that of the patient.
+        notes: what was odd about the files, each a sentence.
+        instances: SOP instance UID of each slice, for DICOM.
+    """
+
+    hu: np.ndarray
+    affine: np.ndarray
+    positions: np.ndarray
+    offsets: np.ndarray
+    name: str
+    notes: tuple[str, ...] = ()
+    instances: tuple[str, ...] = ()
+
+    @property
+    def spacing(self) -> tuple[float, float]:
+        """Distance between columns and between rows in mm."""
+        x, y = np.linalg.norm(self.affine[:3, :2], axis=0)
+        return float(x), float(y)
+
+    @property
+    def slice_interval(self) -> float:
+        """Distance between slices in mm, the most common one where there are gaps."""
+        return float(np.median(np.diff(self.positions)))
+
+    def position_of(self, column: float, row: float, index: int) -> np.ndarray:
+        """Patient coordinates (x, y, z) in mm, LPS, of a point of a slice, (0, 0) the centre of its first pixel."""
+        columns, rows = self.affine[:3, 0], self.affine[:3, 1]
+        normal = np.cross(columns, rows)
+        normal = normal / np.linalg.norm(normal)
+        normal = normal if normal @ self.affine[:3, 2] > 0 else -normal
+        x, y = self.spacing
+        offset = self.offsets[index, 0] / x * columns + self.offsets[index, 1] / y * rows
+        return self.affine[:3, 3] + column * columns + row * rows + self.positions[index] * normal + offset
+
+
+def to_int16(hu: np.ndarray) -> np.ndarray:
+    """Round to whole HU, of any shape, int16; what lies outside of int16 is clipped.
+
+    Raises:
+        UnreadableVolume: if a value is not finite.
+    """
+    if not np.isfinite(hu).all():
+        raise UnreadableVolume("expected HU, got values that are no finite numbers")
+    info = np.iinfo(np.int16)
+    return np.clip(np.rint(hu), info.min, info.max).astype(np.int16)
