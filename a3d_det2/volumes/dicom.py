@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .nifti import check_size
-from .volume import AIR, DIRECTIONS, UnreadableVolume, Volume, to_int16
+from .volume import AIR, DIRECTIONS, UnreadableVolume, Volume, size_problem, to_int16
 
 TAGS = (
     "Modality SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription ImageType Rows Columns PixelSpacing "
@@ -77,7 +76,7 @@ def find_dicom(path: str) -> list[Series]:
             tags = pydicom.dcmread(file, specific_tags=TAGS, stop_before_pixels=True)
         except Exception:  # pydicom says nowhere what it raises for a file that is none
             continue
-        if tags.get("NumberOfFrames") and int(tags.NumberOfFrames) > 1:
+        if _whole(tags.get("NumberOfFrames")) > 1:
             tags = pydicom.dcmread(file, stop_before_pixels=True)
         for image in _images(file, tags, path):
             key = (image.uid, image.size, tuple(np.round(image.directions, 3).ravel()), image.problem)
@@ -102,7 +101,7 @@ def _files(path: str) -> Iterator[str]:
 def _images(file: str, tags, path: str) -> Iterator[Series]:
     """One Series of a single slice for each image of a file."""
     uid, description = str(tags.get("SeriesInstanceUID", "")).strip(), str(tags.get("SeriesDescription", "")).strip()
-    size = int(tags.get("Rows") or 0), int(tags.get("Columns") or 0)
+    size = _whole(tags.get("Rows")), _whole(tags.get("Columns"))
     problem = ""
     if tags.get("Modality") != "CT":
         problem = f"expected a CT, got the modality {tags.get('Modality') or 'none'}"
@@ -120,6 +119,14 @@ def _images(file: str, tags, path: str) -> Iterator[Series]:
         directions, position, pixel = geometry
         place = Slice(file, number if frame is not None else None, position, str(tags.get("SOPInstanceUID", "")))
         yield Series(path, uid, description, size, pixel, directions, [place], problem)
+
+
+def _whole(value) -> int:
+    """A tag as a number; 0 where there is none."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _geometry(tags, shared, frame) -> tuple[np.ndarray, np.ndarray, tuple[float, float]] | None:
@@ -147,16 +154,10 @@ def _geometry(tags, shared, frame) -> tuple[np.ndarray, np.ndarray, tuple[float,
 
 
 def _problem(series: Series) -> str:
-    if len(series.slices) < 2:
-        return f"it has {len(series.slices)} slice"
     angle = np.degrees(np.arccos(np.clip(-series.normal[2], -1, 1)))
     if angle > MOST_OBLIQUE:
         return f"expected axial slices, got some {angle:.0f} degrees from them"
-    try:
-        check_size("", *series.size, len(series.slices))
-    except UnreadableVolume as error:
-        return str(error).removeprefix(": ")
-    return ""
+    return size_problem(*series.size, len(series.slices))
 
 
 def read_dicom(series: Series) -> Volume:
@@ -253,12 +254,17 @@ class _Reader:
 
         try:
             tags = pydicom.dcmread(path)
+        except Exception as error:  # pydicom says nowhere what it raises for a damaged file
+            raise UnreadableVolume(f"{path}: the slice cannot be read ({error})") from error
+        try:
             return tags.pixel_array, tags
-        except Exception as error:  # of pydicom, or of whichever decoder it found
+        except Exception as error:  # of whichever decoder it found
+            syntax = tags.file_meta.get("TransferSyntaxUID")
+            how = f"; it is stored as {syntax.name}" if syntax else ""
+            if syntax and syntax.is_compressed:
+                how += ", which pylibjpeg-openjpeg, pylibjpeg-rle or python-gdcm may decode"
             why = str(error).partition("\n")[0]
-            syntax = getattr(getattr(locals().get("tags"), "file_meta", None), "TransferSyntaxUID", None)
-            how = f" It is compressed as {syntax.name}: pip install pylibjpeg[all] or python-gdcm." if syntax else ""
-            raise UnreadableVolume(f"{path}: the slice cannot be read ({why}).{how}") from error
+            raise UnreadableVolume(f"{path}: the slice cannot be read ({why}{how})") from error
 
     def _rescale(self, tags, frame: int | None) -> tuple[float, float]:
         groups = [tags]

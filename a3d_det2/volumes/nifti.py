@@ -4,10 +4,9 @@ import os
 
 import numpy as np
 
-from .volume import UnreadableVolume, Volume, to_int16
+from .volume import UnreadableVolume, Volume, size_problem, to_int16
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-SMALLEST_SIDE = 32  # pixels; what is smaller is no slice of a body
 
 
 def read_nifti(path: str) -> Volume:
@@ -48,7 +47,8 @@ def read_nifti(path: str) -> Volume:
     hu = orientations.apply_orientation(hu, to_ours)
     affine = RAS_TO_LPS @ affine @ orientations.inv_ornt_aff(to_ours, shape)
     depth = hu.shape[2]
-    check_size(path, hu.shape[1], hu.shape[0], depth)
+    if problem := size_problem(hu.shape[1], hu.shape[0], depth):
+        raise UnreadableVolume(f"{path}: {problem}")
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     normal /= np.linalg.norm(normal)
     step = affine[:3, 2]
@@ -63,16 +63,3 @@ def read_nifti(path: str) -> Volume:
     return Volume(
         np.ascontiguousarray(hu.transpose(2, 1, 0)), affine, np.arange(depth) * along, offsets, name, tuple(notes)
     )
-
-
-def check_size(name: str, height: int, width: int, depth: int) -> None:
-    """
-    Raises:
-        UnreadableVolume: if a volume has a single slice, or slices too small for a body.
-    """
-    if depth < 2:
-        raise UnreadableVolume(f"{name}: expected several slices, got {depth}")
-    if min(height, width) < SMALLEST_SIDE:
-        raise UnreadableVolume(
-            f"{name}: expected slices of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {height} x {width}"
-        )

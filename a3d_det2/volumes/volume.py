@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 AIR = -1024  # HU, of what was not measured
+SMALLEST_SIDE = 32  # pixels of a slice
 # What the indices of a volume count along, x, y and z, in patient coordinates (LPS: to the left, the back, the head):
 # columns to the patient's left, rows to the back, slices from head to feet, as DeepLesion's.
 DIRECTIONS = np.diag([1.0, 1.0, -1.0])
@@ -58,6 +59,15 @@ class Volume:
         x, y = self.spacing
         offset = self.offsets[index, 0] / x * columns + self.offsets[index, 1] / y * rows
         return self.affine[:3, 3] + column * columns + row * rows + self.positions[index] * normal + offset
+
+
+def size_problem(height: int, width: int, depth: int) -> str:
+    """Why slices of this size and number are no volume of a body; "" if they can be."""
+    if depth < 2:
+        return f"expected several slices, got {depth}"
+    if min(height, width) < SMALLEST_SIDE:
+        return f"expected slices of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {height} x {width}"
+    return ""
 
 
 def to_int16(hu: np.ndarray) -> np.ndarray:

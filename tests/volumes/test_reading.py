@@ -1,6 +1,7 @@
 """Volumes of which the HU say where they were measured: however a file is stored, each voxel says its own place."""
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,7 +197,7 @@ def set_tag(**tags):
     [
         ({"change": set_tag(Modality="MR")}, "expected a CT, got the modality MR"),
         ({"axes": ((1, 0, 0), (0, 0, -1)), "step": (0, 2, 0)}, "expected axial slices, got some 90 degrees from them"),
-        ({"count": 1}, "it has 1 slice"),
+        ({"count": 1}, "expected several slices, got 1"),
         ({"size": (16, 16)}, "expected slices of at least 32 x 32 pixels, got 16 x 16"),
         ({"change": set_tag(ImagePositionPatient=None)}, "it has no geometry"),
         ({"change": set_tag(PixelSpacing=[0, 0])}, "it has no geometry"),
@@ -230,6 +231,61 @@ def test_nothing_there_and_several_series(write, tmp_path):
     ):
         read_volume(str(folder))
     check(read_volume(str(folder), "second"), tolerance=1.6)
+
+
+def test_one_file_of_many_frames(write, tmp_path):
+    """An enhanced CT: geometry and rescaling of each frame, which are in no order."""
+    files = [pydicom.dcmread(path) for path in sorted(write().glob("*.dcm"))]
+    files = [files[i] for i in np.random.default_rng(2).permutation(len(files))]
+    one = files[0]
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    one.NumberOfFrames = len(files)
+    one.PixelData = b"".join(file.PixelData for file in files)
+    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing = one.PixelSpacing
+    orientation.ImageOrientationPatient = one.ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    one.SharedFunctionalGroupsSequence, frames = [shared], []
+    for file in files:
+        frame, position, values = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = file.ImagePositionPatient
+        values.RescaleSlope, values.RescaleIntercept = file.RescaleSlope, file.RescaleIntercept
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [position], [values]
+        frames.append(frame)
+    one.PerFrameFunctionalGroupsSequence = frames
+    for name in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept"):
+        delattr(one, name)
+    one.save_as(tmp_path / "enhanced.dcm")
+    volume = read_volume(str(tmp_path / "enhanced.dcm"))
+    check(volume, tolerance=1.6)
+    assert volume.hu.shape == (SLICES, ROWS, COLUMNS)
+
+
+@pytest.mark.parametrize("path", sorted(Path(pydicom.__file__).parent.rglob("*.dcm")), ids=lambda path: path.name)
+def test_files_that_come_with_pydicom(path):
+    """No one here wrote them: each is read, or refused with a sentence."""
+    try:
+        volume = read_volume(str(path))
+    except UnreadableVolume as error:
+        assert str(error).startswith(str(path))  # noqa: PT017
+        assert len(str(error)) > len(str(path)) + 10  # noqa: PT017
+        return
+    assert volume.hu.ndim == 3
+
+
+def test_a_folder_of_all_that_comes_with_pydicom():
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    found = list_series(str(folder))
+    assert len(found) > 20
+    usable = [one for one in found if not one.problem]
+    for one in usable:
+        try:
+            assert read_volume(str(folder), one.uid).hu.ndim == 3
+        except UnreadableVolume as error:
+            assert len(str(error)) > 40  # noqa: PT017
+    assert all(one.problem for one in found if one.size == (16, 16))
+    with pytest.raises(UnreadableVolume, match="expected one series of CT slices, got"):
+        read_volume(str(folder))
 
 
 CODES = ["RAS", "LPS", "LAS", "LPI", "PIR", "SAL"]
