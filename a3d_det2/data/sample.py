@@ -109,8 +109,8 @@ class SampleLoader:
         Raises:
             FileNotFoundError, UnreadableSlice: see :func:`load_slice_stack`; also if the key slice has another size
                 than the dict says.
-            ValueError: if the dict has no slice_interval, its "read_stack" gives no slices, or masks are asked for and a
-                lesion has nothing to make one of, or one that does not fit.
+            ValueError: if the dict has no slice_interval, its "read_stack" gives no slices, or masks are asked for and
+                a lesion has nothing to make one of, or one that does not fit.
         """
         try:
             stack = self._load(record)
