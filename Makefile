@@ -1,6 +1,6 @@
 # make demo   phantom, training and evaluation on this machine's CPU, with Detectron2 if it can be had and otherwise with
 #             torchvision; ENGINE=detectron2 or ENGINE=torchvision asks for one
-# make test   all tests
+# make test   the fast tests; make test-slow has the others, trainings and benchmarks, and CI runs both
 # make lint   ruff
 #
 # Each makes what it needs in .venv. PYTHON=/path/to/python uses an environment that has everything instead.
@@ -32,7 +32,7 @@ endef
 export NO_DETECTRON2
 FIND_DETECTRON2 := import sys; from a3d_det2.optional import detectron2_problem as p; sys.exit(p() is not None)
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-slow lint install clean
 
 demo: install
 ifeq ($(ENGINE),detectron2)
@@ -42,7 +42,10 @@ endif
 
 # Without Detectron2 the tests that need it are left out, and pytest's summary says how many.
 test: install
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -m "not slow"
+
+test-slow: install
+	$(PYTHON) -m pytest -m slow
 
 lint: install
 	$(PYTHON) -m ruff check .
