@@ -23,7 +23,7 @@ if [[ ! -x $python ]]; then
     echo "Making a virtual environment in $venv"
     "${PYTHON3:-python3}" -m venv "$venv"
 fi
-if [[ ! -e $venv/.installed || setup.py -nt $venv/.installed ||
+if [[ ! -e $venv/.installed || setup.py -nt $venv/.installed || pyproject.toml -nt $venv/.installed ||
     a3d_det2/kernels/csrc/mixing.cpp -nt $venv/.installed ]]; then
     echo "Installing torch, torchvision and a3d_det2 (the first time, this downloads several GB)"
     # setuptools 81 dropped pkg_resources, which Detectron2's model zoo imports.
