@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 from collections import defaultdict
+from functools import reduce
 
 import torch
 from detectron2.data import get_detection_dataset_dicts
@@ -84,10 +85,7 @@ def with_values_of(cfg, other, keys: list[str]):
     """A config with the values that another one has of some keys."""
     changed = cfg.clone()
     for key in keys:
-        value = other
-        for part in key.split("."):
-            value = value[part]
-        changed.merge_from_list([key, value])
+        changed.merge_from_list([key, reduce(getattr, key.split("."), other)])
     return changed
 
 

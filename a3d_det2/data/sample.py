@@ -127,15 +127,15 @@ class SampleLoader:
         # (D, H, W) -> (H, W, D), a view of memory in which each slice is contiguous, and back.
         augmented, transform = augment(stack.transpose(1, 2, 0))
         augmented = augmented.transpose(2, 0, 1)
-        image = np.empty(augmented.shape, dtype=np.float32)
         if self.window_first:
-            image[:] = augmented
+            image = np.ascontiguousarray(augmented, dtype=np.float32)
         else:
-            window_hu(augmented, self.hu_window, out=image)
-        if image.size and image.min() == image.max():
+            image = window_hu(augmented, self.hu_window, out=np.empty(augmented.shape, dtype=np.float32))
+        key_slice = image[len(image) // 2]
+        if key_slice.size and np.ptp(key_slice) == 0:
             self._constant(
                 record["file_name"],
-                f"{record['file_name']}: all pixels are {image.flat[0]:g} within the window of {self.hu_window} HU. Is "
+                f"{record['file_name']}: all pixels are {key_slice.flat[0]:g} within the window {self.hu_window} HU. Is "
                 "the offset of its HU another one, or the window?",
             )
         interval = record["slice_interval"]
@@ -152,6 +152,10 @@ class SampleLoader:
         how = self.num_slices, record["slice_interval"], self.slice_interval, self.resampling
         if read_stack := record.get("read_stack"):
             stack = resample_stack(*_checked_stack(read_stack(record), record), *how)
+            if not np.isfinite(stack).all():
+                raise ValueError(
+                    f"{record['file_name']}: expected of read_stack HU, got values that are no finite numbers"
+                )
         else:
             stack = load_slice_stack(
                 record["file_name"],
@@ -235,12 +239,12 @@ def _checked_stack(given, record: dict) -> tuple[np.ndarray, int]:
     """What the "read_stack" of a dict has given.
 
     Raises:
-        ValueError: unless it is slices, (S, H, W), all finite, and the number of one of them.
+        ValueError: unless it is slices, (S, H, W), and the number of one of them.
     """
     try:
         slices, key = given
         slices, key = np.asarray(slices), operator.index(key)
-        is_stack = slices.ndim == 3 and 0 <= key < len(slices) and bool(np.isfinite(slices).all())
+        is_stack = slices.ndim == 3 and 0 <= key < len(slices) and slices.dtype.kind in "biuf"
     except (TypeError, ValueError):
         is_stack = False
     if not is_stack:

@@ -98,18 +98,16 @@ def check_config(cfg: CfgNode, start: Start) -> None:
         Mistake: if a value cannot work; the message names the key, what is allowed and what came, a line for each.
     """
     rules = {**RULES, **start.rules}
-    stages = (  # each relies on those before it, and the last makes a folder
-        lambda: (
-            f"{key}: expected {rules[key].words}, got {value!r}."
-            for key, value in leaves(cfg)
-            if key in rules and not rules[key].holds(value)
-        ),
-        lambda: chain(*(check(cfg, start) for check in CHECKS), start.checks(cfg)),
-        lambda: _output(cfg),
+    values = (
+        f"{key}: expected {rules[key].words}, got {value!r}."
+        for key, value in leaves(cfg)
+        if key in rules and not rules[key].holds(value)
     )
-    for problems in stages:
+    together = chain(*(check(cfg, start) for check in CHECKS), start.checks(cfg))
+    # Generators: each relies on those before it, and the last makes a folder.
+    for problems in (values, together, _output(cfg)):
         # No evaluation looks at how a training would be done.
-        found = [problem for problem in problems() if not (start.eval_only and problem.startswith("SOLVER."))]
+        found = [problem for problem in problems if not (start.eval_only and problem.startswith("SOLVER."))]
         if found:
             raise Mistake("\n  ".join(["The config cannot work.", *found]))
 

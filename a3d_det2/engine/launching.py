@@ -104,7 +104,7 @@ def torchrun_processes() -> tuple[int, int] | None:
 
 def join_torchrun(cfg: CfgNode, processes_here: int) -> None:
     """Join the other processes that torchrun has started, as ``launch`` does with those that it starts itself."""
-    on_gpus = cfg.MODEL.DEVICE != "cpu"
+    on_gpus = cfg.MODEL.DEVICE.startswith("cuda")
     distributed.init_process_group("nccl" if on_gpus else "gloo")
     comm.create_local_process_group(processes_here)
     if on_gpus:

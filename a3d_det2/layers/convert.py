@@ -250,7 +250,7 @@ class _Forward:
         )
 
     def mix_tokens(self, block: nn.Module, args: tuple, y: Tensor) -> Tensor:
-        return block.token_fusion(y, self._recomputed_thickness())
+        return block.token_fusion(y, None if torch.compiler.is_compiling() else self._recomputed_thickness())
 
     def fold(self, conv: FusionConv, args: tuple, y: Tensor) -> Tensor:
         return fold_slices(y)

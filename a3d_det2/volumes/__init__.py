@@ -8,7 +8,8 @@
 Needs pydicom and nibabel: ``pip install 'a3d_det2[volumes]'``.
 """
 
-from .reading import list_series, read_volume
+from .dicom import list_series
+from .reading import read_volume
 from .volume import UnreadableVolume, Volume
 
 __all__ = ["UnreadableVolume", "Volume", "list_series", "read_volume"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .volume import AIR, DIRECTIONS, UnreadableVolume, Volume, size_problem, to_int16
+from .volume import AIR, UnreadableVolume, Volume, size_problem, to_int16
 
 TAGS = (
     "Modality SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription ImageType Rows Columns PixelSpacing "
@@ -62,7 +62,7 @@ class Series:
         return self.description or os.path.basename(os.path.normpath(self.path))
 
 
-def find_dicom(path: str) -> list[Series]:
+def list_series(path: str) -> list[Series]:
     """Find the series in a DICOM file, or in a folder at any depth. Files that are no DICOM are left out.
 
     Returns:
@@ -174,7 +174,7 @@ def read_dicom(series: Series) -> Volume:
     along = (positions - positions[0]) @ series.normal
     rows, columns = series.pixel
     # Which of our axes, columns and rows, the ones on disk are nearest to.
-    transposed = abs(series.directions[0] @ DIRECTIONS[0]) < abs(series.directions[0] @ DIRECTIONS[1])
+    transposed = abs(series.directions[0][0]) < abs(series.directions[0][1])
     axes = series.directions[::-1] if transposed else series.directions
     lengths = np.array([rows, columns] if transposed else [columns, rows])
     counts = np.array(series.size if transposed else series.size[::-1])  # of columns and rows, as ours

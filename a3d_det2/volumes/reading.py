@@ -2,7 +2,7 @@
 
 import os
 
-from .dicom import find_dicom, read_dicom
+from .dicom import list_series, read_dicom
 from .nifti import read_nifti
 from .volume import UnreadableVolume, Volume
 
@@ -35,9 +35,3 @@ def read_volume(path: str, series: str | None = None) -> Volume:
     lines = "\n  ".join(f"{one.uid or 'no UID'}, {one.name}: {one.problem or 'can be used'}" for one in found)
     wanted = "one series" if series is None else f"one series called {series!r}"
     raise UnreadableVolume(f"{path}: expected {wanted} of CT slices, got {len(usable)} of these:\n  {lines}")
-
-
-def list_series(path: str) -> list:
-    """The DICOM series in a file or folder, the largest first, see :class:`.dicom.Series`; their ``problem`` says why
-    one cannot be used."""
-    return find_dicom(path)

@@ -6,9 +6,6 @@ import numpy as np
 
 AIR = -1024  # HU, of what was not measured
 SMALLEST_SIDE = 32  # pixels of a slice
-# What the indices of a volume count along, x, y and z, in patient coordinates (LPS: to the left, the back, the head):
-# columns to the patient's left, rows to the back, slices from head to feet, as DeepLesion's.
-DIRECTIONS = np.diag([1.0, 1.0, -1.0])
 
 
 class UnreadableVolume(ValueError):

@@ -5,14 +5,13 @@ import pytest
 pytest.importorskip("detectron2")
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FCOS, META_ARCH_REGISTRY, PanopticFPN, build_backbone, build_model
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from a3d_det2 import LesionRCNN, TakesSlices, add_a3d_config
+from a3d_det2 import LesionRCNN, TakesSlices, model_zoo
 from a3d_det2.modeling import DenseNet3D
 
 
@@ -26,11 +25,9 @@ class LesionPanopticFPN(TakesSlices, PanopticFPN):
 
 
 @pytest.fixture
-def config(repo):
+def config():
     def config(name, *options):
-        cfg = get_cfg()
-        add_a3d_config(cfg)
-        cfg.merge_from_file(str(repo / "configs" / f"{name}.yaml"))
+        cfg = model_zoo.get_config(f"{name}.yaml")
         small = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.A3D.NORM", "BN", "MODEL.A3D.NUM_SLICES", 3]
         small += ["MODEL.A3D.BLOCK_CONFIG", [1, 1, 1, 1], "MODEL.A3D.GROWTH_RATE", 8, "MODEL.FPN.OUT_CHANNELS", 16]
         small += ["MODEL.RPN.POST_NMS_TOPK_TRAIN", 30, "MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.RESNETS.DEPTH", 18]

@@ -9,12 +9,11 @@ pytest.importorskip("detectron2")
 
 import numpy as np
 import torch
-from detectron2.config import get_cfg
 from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from torch import nn
 
-from a3d_det2 import add_a3d_config
+from a3d_det2 import model_zoo
 from a3d_det2.kernels.mixing import plain_mixing
 from a3d_det2.layers.thickness import slice_thickness
 
@@ -22,11 +21,9 @@ SIZES = [(128, 160), (96, 96), (200, 136)]
 
 
 @pytest.fixture
-def build(repo):
+def build():
     def build(*options):
-        cfg = get_cfg()
-        add_a3d_config(cfg)
-        cfg.merge_from_file(str(repo / "configs" / "a3d_fpn_3slice.yaml"))
+        cfg = model_zoo.get_config("a3d_fpn_3slice.yaml")
         small = ["MODEL.DEVICE", "cpu", "MODEL.A3D.NORM", "BN", "MODEL.A3D.BLOCK_CONFIG", [2, 2, 2]]
         small += ["MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 16]
         cfg.merge_from_list([*small, *options])

@@ -3,10 +3,9 @@ import pytest
 pytest.importorskip("detectron2")
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from a3d_det2 import add_a3d_config
+from a3d_det2 import model_zoo
 
 SMALL = """
 MODEL.DEVICE cpu MODEL.A3D.NORM BN MODEL.A3D.BLOCK_CONFIG [1,2,1] MODEL.A3D.GROWTH_RATE 4 MODEL.A3D.BN_SIZE 2
@@ -15,13 +14,11 @@ MODEL.A3D.NUM_INIT_FEATURES 8 MODEL.FPN.OUT_CHANNELS 12 MODEL.ROI_BOX_HEAD.FC_DI
 
 
 @pytest.fixture
-def build(repo):
+def build():
     """Builds the model of a config on a small scale, whose heads give random numbers of some size."""
 
     def build(config, *options):
-        cfg = get_cfg()
-        add_a3d_config(cfg)
-        cfg.merge_from_file(str(repo / "configs" / f"{config}.yaml"))
+        cfg = model_zoo.get_config(f"{config}.yaml")
         cfg.merge_from_list([*SMALL, *options])
         torch.manual_seed(0)
         model = build_model(cfg).eval()
