@@ -135,8 +135,8 @@ class SampleLoader:
         if key_slice.size and np.ptp(key_slice) == 0:
             self._constant(
                 record["file_name"],
-                f"{record['file_name']}: all pixels are {key_slice.flat[0]:g} within the window {self.hu_window} HU. Is "
-                "the offset of its HU another one, or the window?",
+                f"{record['file_name']}: all pixels are {key_slice.flat[0]:g} within the window {self.hu_window} HU. "
+                "Is the offset of its HU another one, or the window?",
             )
         interval = record["slice_interval"]
         thickness = interval if is_interval(interval) else self.slice_interval
