@@ -44,6 +44,7 @@ setup(
         "a3d_det2.configs.quick": ["*.yaml"],
         "a3d_det2.configs.published": ["*.yaml"],
         "a3d_det2.evaluation.report": ["page.html"],
+        "a3d_det2.volumes": ["viewer.html"],
     },
     ext_modules=[
         Extension(

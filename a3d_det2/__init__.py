@@ -6,7 +6,7 @@
     checkpoint      loading, strictly, of our weights and those of others
     data            slices, samples, datasets, the phantom; preparation of a downloaded DeepLesion
     evaluation      FROC, bootstrap, strata; the report
-    volumes         whole CTs, read from DICOM and NIfTI
+    volumes         whole CTs: from DICOM, NIfTI or PNG to measured lesions
     engine          trainers and commands
     config, model_zoo
 
@@ -42,7 +42,12 @@ _ROOMS = (
     "modeling",
     "volumes",
 )
-_PURE = {"AffineTransform": "data.transforms", "add_a3d_config": "config", "datasets_root": "data.deeplesion"}
+_PURE = {
+    "AffineTransform": "data.transforms",
+    "LesionPredictor": "engine.predictor",
+    "add_a3d_config": "config",
+    "datasets_root": "data.deeplesion",
+}
 _OF_DETECTRON2 = {
     "BestCheckpointer": "engine.hooks",
     "DeepLesionEvaluator": "evaluation.deeplesion_evaluation",

@@ -19,7 +19,7 @@ ALLOWED = {
     "config": set(),
     "data": {"config", "files", "segmentation"},
     "evaluation": {"files", "segmentation"},
-    "volumes": set(),
+    "volumes": {"data", "files"},
     "registration": {"data", "modeling"},
     "model_zoo": {"checkpoint", "config", "optional"},
     "__init__": {"optional"},

@@ -42,7 +42,7 @@ def find_weights(path: str, path_manager: PathManager) -> str:
     if not os.path.isfile(local):
         raise FileNotFoundError(f"{name}: there is no such file of weights")
     if is_download(path) and (match := _HASH.search(name)):
-        digest = _sha256(local)
+        digest = sha256(local)
         if not digest.startswith(match[1]):
             size = os.path.getsize(local)
             os.remove(local)
@@ -58,7 +58,7 @@ def is_download(path: str) -> bool:
     return path.startswith(("http://", "https://", "ftp://"))
 
 
-def _sha256(path: str) -> str:
+def sha256(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 20):

@@ -105,7 +105,7 @@ def load_slice_stack(
         stack[:] = to_hu(neighbourhood.key_slice, offset=hu_offset)
         return stack
     for image, (near, far, fraction) in zip(
-        stack, _positions(num_slices // 2, target_interval / slice_interval, resampling), strict=True
+        stack, stack_positions(num_slices // 2, target_interval / slice_interval, resampling), strict=True
     ):
         neighbourhood.interpolate(near, far, fraction, out=image)
     return stack
@@ -140,7 +140,7 @@ def resample_stack(
         return np.repeat(slices[key : key + 1].astype(np.float32), num_slices, axis=0)
     stack = np.empty((num_slices, *slices.shape[1:]), dtype=np.float32)
     for out, (near, far, fraction) in zip(
-        stack, _positions(num_slices // 2, target_interval / slice_interval, resampling), strict=True
+        stack, stack_positions(num_slices // 2, target_interval / slice_interval, resampling), strict=True
     ):
         low, high = (slices[min(max(key + offset, 0), len(slices) - 1)] for offset in (near, far))
         np.multiply(low, np.float32(1 - fraction), out=out, dtype=np.float32)
@@ -158,8 +158,8 @@ def _check_arguments(num_slices: int, target_interval: float, resampling: str) -
         raise ValueError(f"Unknown resampling {resampling!r}. Choose one of {', '.join(RESAMPLING)}.")
 
 
-def _positions(half: int, ratio: float, resampling: str) -> Iterator[tuple[int, int, float]]:
-    """Find between which slices each slice of the stack lies, by their numbers relative to the key slice.
+def stack_positions(half: int, ratio: float, resampling: str) -> Iterator[tuple[int, int, float]]:
+    """Find between which slices on disk each slice of a stack lies, by their numbers relative to the key slice.
 
     Args:
         half: D // 2.

@@ -97,15 +97,27 @@ def check_config(cfg: CfgNode, start: Start) -> None:
     Raises:
         Mistake: if a value cannot work; the message names the key, what is allowed and what came, a line for each.
     """
-    rules = {**RULES, **start.rules}
-    values = (
-        f"{key}: expected {rules[key].words}, got {value!r}."
-        for key, value in leaves(cfg)
-        if key in rules and not rules[key].holds(value)
-    )
     together = chain(*(check(cfg, start) for check in CHECKS), start.checks(cfg))
     # Generators: each relies on those before it, and the last makes a folder.
-    for problems in (values, together, _output(cfg)):
+    _raise_first(start, _values(cfg, start), together, _output(cfg))
+
+
+def check_prediction(cfg: CfgNode, start: Start) -> None:
+    """:func:`check_config` for a prediction, which needs neither datasets nor OUTPUT_DIR."""
+    together = chain(*(check(cfg, start) for check in (_shapes, _anchors, _device, _weights)), start.checks(cfg))
+    _raise_first(start, _values(cfg, start), together)
+
+
+def _values(cfg: CfgNode, start: Start) -> Iterator[str]:
+    rules = {**RULES, **start.rules}
+    for key, value in leaves(cfg):
+        if key in rules and not rules[key].holds(value):
+            yield f"{key}: expected {rules[key].words}, got {value!r}."
+
+
+def _raise_first(start: Start, *stages: Iterable[str]) -> None:
+    """Raise a :class:`Mistake` of the problems of the first stage that has some."""
+    for problems in stages:
         # No evaluation looks at how a training would be done.
         found = [problem for problem in problems if not (start.eval_only and problem.startswith("SOLVER."))]
         if found:

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .volume import AIR, UnreadableVolume, Volume, size_problem, to_int16
+from .volume import AIR, UnreadableVolume, Volume, gap_notes, oblique_problem, size_problem, to_int16
 
 TAGS = (
     "Modality SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription ImageType Rows Columns PixelSpacing "
     "ImageOrientationPatient ImagePositionPatient NumberOfFrames InstanceNumber"
 ).split()
+IDENTIFIERS = (
+    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyInstanceUID StudyDescription AccessionNumber "
+    "SeriesInstanceUID SeriesDescription"
+).split()
 DOUBLE = 0.01  # mm; positions closer than this are one
-GAP = 0.1  # of the interval; what differs more from it is a gap
-MOST_OBLIQUE = 30.0  # degrees between the normal of axial slices and the axis of the body
 
 
 @dataclass
@@ -56,6 +58,24 @@ class Series:
         normal = np.cross(*self.directions)
         normal = normal / np.linalg.norm(normal)
         return normal if normal[2] < 0 else -normal
+
+    @property
+    def orientation(self) -> str:
+        """Of the slices, in words."""
+        if not self.slices:
+            return "unknown"
+        names = ("sagittal", "coronal", "axial")
+        angle = self.angle_to(int(np.abs(self.normal).argmax()))
+        return names[int(np.abs(self.normal).argmax())] + (f", {angle:.0f} degrees oblique" if angle >= 0.5 else "")
+
+    def angle_to(self, axis: int) -> float:
+        """Degrees between the normal and an axis of the patient."""
+        return float(np.degrees(np.arccos(np.clip(abs(self.normal[axis]), 0, 1))))
+
+    def interval(self) -> float | None:
+        """mm between slices, the most common one; None where there are not two."""
+        places = np.unique([one.position @ self.normal for one in self.slices])
+        return float(np.median(np.diff(places))) if len(places) > 1 else None
 
     @property
     def name(self) -> str:
@@ -154,10 +174,7 @@ def _geometry(tags, shared, frame) -> tuple[np.ndarray, np.ndarray, tuple[float,
 
 
 def _problem(series: Series) -> str:
-    angle = np.degrees(np.arccos(np.clip(-series.normal[2], -1, 1)))
-    if angle > MOST_OBLIQUE:
-        return f"expected axial slices, got some {angle:.0f} degrees from them"
-    return size_problem(*series.size, len(series.slices))
+    return oblique_problem(series.angle_to(2)) or size_problem(*series.size, len(series.slices))
 
 
 def read_dicom(series: Series) -> Volume:
@@ -200,7 +217,18 @@ def read_dicom(series: Series) -> Volume:
         image = image.T if transposed else image
         out[:] = image[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
     instances = tuple(one.instance for one in slices)
-    return Volume(hu, affine, along, offsets, series.name, tuple(notes), instances)
+    return Volume(
+        hu,
+        affine,
+        along,
+        offsets,
+        series.name,
+        tuple(notes),
+        instances,
+        stored_axes=(1, 0, 2) if transposed else (0, 1, 2),
+        stored_flips=(*(flips[::-1] if transposed else flips).tolist(), False),
+        identifiers=read.identifiers,
+    )
 
 
 def _in_order(series: Series) -> tuple[list[Slice], list[str]]:
@@ -216,28 +244,29 @@ def _in_order(series: Series) -> tuple[list[Slice], list[str]]:
         places.append(along[i])
     if len(slices) < len(order):
         notes.append(f"{len(order) - len(slices)} of {len(order)} slices lie where another does; the first is taken.")
-    steps = np.diff(places)
-    if not len(steps):
+    if len(places) < 2:
         raise UnreadableVolume(f"{series.path}, {series.name}: all slices lie in one place")
-    interval = float(np.median(steps))
-    for step, place in zip(steps, np.array(places) - places[0], strict=False):
-        if abs(step - interval) > GAP * interval:
-            notes.append(
-                f"{step:.2f} mm between slices, {place:.1f} mm from the first; elsewhere it is {interval:.2f} mm."
-            )
+    notes += gap_notes(np.array(places))
     return slices, notes
 
 
 class _Reader:
-    """Reads slices in HU; a file of many frames is decoded once."""
+    """Reads slices in HU; a file of many frames is decoded once.
+
+    Attributes:
+        identifiers: what the last file says of patient and study.
+    """
 
     def __init__(self):
         self._last: tuple[str, np.ndarray, object] | None = None
+        self.identifiers: dict[str, str] = {}
 
     def __call__(self, one: Slice) -> np.ndarray:
         """(H, W) int16."""
         if self._last is None or self._last[0] != one.path:
             self._last = (one.path, *self._decode(one.path))
+            found = {name: str(self._last[2].get(name, "")).strip() for name in IDENTIFIERS}
+            self.identifiers = {name: value for name, value in found.items() if value}
         _, pixels, tags = self._last
         stored = pixels if one.frame is None else pixels[one.frame]
         slope, intercept = self._rescale(tags, one.frame)

@@ -1,11 +1,14 @@
 """A CT volume in the orientation of DeepLesion."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 AIR = -1024  # HU, of what was not measured
+GAP = 0.1  # of the interval; what differs more from it is a gap
 SMALLEST_SIDE = 32  # pixels of a slice
+MOST_OBLIQUE = 30.0  # degrees between the normal of axial slices and the axis of the body
 
 
 class UnreadableVolume(ValueError):
@@ -26,6 +29,10 @@ class Volume:
         name: of the series, for messages; not that of the patient.
         notes: what was odd about the files, each a sentence.
         instances: SOP instance UID of each slice, for DICOM.
+        stored_axes: for each axis of the file, which of (column, row, slice) it is.
+        stored_flips: for each axis of the file, whether it runs the other way.
+        identifiers: what the files say of patient and study, by the names of DICOM's attributes. Nothing of it, nor
+            ``name``, is written anywhere unless it is asked for.
     """
 
     hu: np.ndarray
@@ -35,6 +42,9 @@ class Volume:
     name: str
     notes: tuple[str, ...] = ()
     instances: tuple[str, ...] = ()
+    stored_axes: tuple[int, int, int] = (0, 1, 2)
+    stored_flips: tuple[bool, bool, bool] = (False, False, False)
+    identifiers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def spacing(self) -> tuple[float, float]:
@@ -47,15 +57,19 @@ class Volume:
         """Distance between slices in mm, the most common one where there are gaps."""
         return float(np.median(np.diff(self.positions)))
 
+    @property
+    def normal(self) -> np.ndarray:
+        """(3,), of length 1, perpendicular to the slices and towards the feet, in patient coordinates."""
+        normal = np.cross(self.affine[:3, 0], self.affine[:3, 1])
+        normal = normal / np.linalg.norm(normal)
+        return normal if normal @ self.affine[:3, 2] > 0 else -normal
+
     def position_of(self, column: float, row: float, index: int) -> np.ndarray:
         """Patient coordinates (x, y, z) in mm, LPS, of a point of a slice, (0, 0) the centre of its first pixel."""
         columns, rows = self.affine[:3, 0], self.affine[:3, 1]
-        normal = np.cross(columns, rows)
-        normal = normal / np.linalg.norm(normal)
-        normal = normal if normal @ self.affine[:3, 2] > 0 else -normal
         x, y = self.spacing
         offset = self.offsets[index, 0] / x * columns + self.offsets[index, 1] / y * rows
-        return self.affine[:3, 3] + column * columns + row * rows + self.positions[index] * normal + offset
+        return self.affine[:3, 3] + column * columns + row * rows + self.positions[index] * self.normal + offset
 
 
 def size_problem(height: int, width: int, depth: int) -> str:
@@ -65,6 +79,22 @@ def size_problem(height: int, width: int, depth: int) -> str:
     if min(height, width) < SMALLEST_SIDE:
         return f"expected slices of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {height} x {width}"
     return ""
+
+
+def oblique_problem(angle: float) -> str:
+    """Why slices that are tilted by ``angle`` degrees against axial ones cannot be used; "" if they can be."""
+    return f"expected axial slices, got some {angle:.0f} degrees from them" if angle > MOST_OBLIQUE else ""
+
+
+def gap_notes(positions: np.ndarray) -> tuple[str, ...]:
+    """Name the gaps between slices at (D,) ``positions`` in mm, a sentence each."""
+    steps = np.diff(positions)
+    interval = float(np.median(steps))
+    return tuple(
+        f"{step:.2f} mm between slices, {place:.1f} mm from the first; elsewhere it is {interval:.2f} mm."
+        for step, place in zip(steps, positions - positions[0], strict=False)
+        if abs(step - interval) > GAP * interval
+    )
 
 
 def to_int16(hu: np.ndarray) -> np.ndarray:

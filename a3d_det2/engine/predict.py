@@ -1,0 +1,229 @@
+"""Find and measure lesions in CT volumes, as tools/predict.py and the command a3d-predict do.
+
+    a3d-predict -i CT -o OUTPUT --config-file a3d_7slice.yaml --weights model_best.pth
+    a3d-predict -i CT --list
+
+CT is a .nii or .nii.gz, a DICOM file, or a folder with these or with slices as 16-bit PNG, at any depth. OUTPUT gets
+lesions.json, lesions.csv, lesions.nii.gz, pictures and viewer.html; with several volumes a folder of these for each.
+For research, not a medical device.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from dataclasses import asdict
+
+import torch
+from fvcore.common.config import CfgNode
+from tabulate import tabulate
+
+from .. import __version__
+from ..data.recist import BOX_MARGIN
+from ..files import printable
+from ..model_zoo import find_config_file
+from ..optional import detectron2_problem
+from ..volumes import UnreadableVolume, list_volumes
+from ..volumes.linking import SCORES, LinkingRule
+from ..volumes.reading import Source, choose
+from ..volumes.writing import OUTPUTS, check_folder, write_results
+from .config_check import Start, check_prediction
+from .mistakes import Mistake, exit_on_mistakes, mistakes
+from .predictor import DTYPES, LesionPredictor
+
+ENGINES = ("detectron2", "torchvision")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-i", "--input", required=True, metavar="CT", help="file or folder")
+    parser.add_argument("-o", "--output", help="folder to write; one with results is replaced")
+    parser.add_argument("--list", action="store_true", help="list the volumes in CT, and what cannot be used and why")
+    parser.add_argument("--series", help="UID or name of the one volume to take")
+    text = "of PNG slices: mm between columns, rows and slices (DL_info.csv above them)"
+    parser.add_argument("--spacing", type=float, nargs=3, metavar=("X", "Y", "Z"), help=text)
+    model = parser.add_argument_group("model")
+    model.add_argument("--config-file", help="file, or name of a config of the package")
+    model.add_argument("--weights", help="checkpoint of a trained detector (MODEL.WEIGHTS)")
+    model.add_argument("--engine", choices=ENGINES, help="that trained it (Detectron2 where it is installed)")
+    model.add_argument("--device", help="cpu, cuda, ... (MODEL.DEVICE, or the CPU where there is no CUDA)")
+    model.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast (%(default)s)")
+    model.add_argument("--batch-size", type=int, help="key slices at once (1 on the CPU, else 8)")
+    model.add_argument("--step", type=float, default=0.0, help="mm between key slices (0: every slice)")
+    model.add_argument("--whole-slices", action="store_true", help="do not leave out the air around the body")
+    defaults = LinkingRule()
+    link = parser.add_argument_group("lesions; docs/volumes.md says where the defaults come from")
+    link.add_argument("--min-score", type=float, default=0.1, help="of detections that are linked (%(default)s)")
+    link.add_argument("--link-iou", type=float, default=defaults.iou, help="of boxes in plane (%(default)s)")
+    link.add_argument("--gap", type=float, help="mm between linked slices (one slice left out, or 4 mm)")
+    link.add_argument("--min-slices", type=int, default=defaults.min_slices, help="of a lesion (%(default)s)")
+    link.add_argument("--min-extent", type=float, default=defaults.min_extent, help="mm (%(default)s)")
+    link.add_argument(
+        "--lesion-score", choices=SCORES, default=defaults.score, help="from those of slices (%(default)s)"
+    )
+    link.add_argument("--nms-iou", type=float, default=defaults.nms_iou, help="of lesions, in 3D (%(default)s)")
+    text = "pixels between a lesion and its box in the training data (%(default)s)"
+    link.add_argument("--box-margin", type=float, default=BOX_MARGIN, help=text)
+    out = parser.add_argument_group("output")
+    out.add_argument("--without", nargs="+", choices=OUTPUTS, default=[], help="leave these out")
+    out.add_argument("--keep-identifiers", action="store_true", help="write whose CT it is into lesions.json")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, changes of the config")
+    args = parser.parse_args(argv)
+    if not args.list and not (args.output and args.config_file):
+        parser.error("expected --output and --config-file, or --list")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    Args:
+        argv: the command line without the program's name; None takes that of the process.
+    """
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.filterwarnings("ignore", module="pydicom")
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    with exit_on_mistakes():
+        with mistakes(kinds=(OSError, ValueError, ImportError)):
+            sources = list_volumes(args.input, args.spacing)
+        if args.list:
+            print(printable(volume_table(sources)) if sources else f"{args.input}: no volume")
+            return
+        with mistakes(kinds=(UnreadableVolume,)):
+            chosen = choose(args.input, sources, args.series)
+        predict(args, chosen)
+
+
+def volume_table(sources: list[Source]) -> str:
+    """The volumes that were found as text."""
+
+    def row(number: int, one: Source) -> list[str]:
+        size = " x ".join(map(str, one.size)) if one.size[0] else "-"
+        spacing = " x ".join(f"{length:.3g}" for length in one.spacing) if one.spacing else "-"
+        what = one.problem or "can be predicted"
+        return [str(number), one.kind, one.name, str(one.slices), size, spacing, one.orientation, what, one.uid]
+
+    header = ["", "", "name", "slices", "rows x columns", "mm (x, y, z)", "orientation", "", "UID"]
+    rows = [row(number, one) for number, one in enumerate(sources, 1)]
+    return tabulate(rows, header, disable_numparse=True, maxcolwidths=[None, None, 40, *[None] * 4, 60, None])
+
+
+def predict(args: argparse.Namespace, sources: list[Source]) -> None:
+    """Predict volumes one after the other, each into its own folder where there are several.
+
+    Raises:
+        Mistake: if the model cannot work, or a volume cannot be read or its results not be written; the others are
+            predicted nevertheless.
+    """
+    predictor, how = build_predictor(args)
+    failures = []
+    for number, source in enumerate(sources, 1):
+        folder = args.output if len(sources) == 1 else os.path.join(args.output, f"volume_{number:02d}")
+        print(printable(f"{source.kind} {source.name}, {source.slices} slices -> {folder}"), flush=True)
+        try:
+            with mistakes(kinds=(OSError, ValueError)):
+                predict_one(args, predictor, source, folder, how)
+        except Mistake as error:
+            if len(sources) == 1:
+                raise
+            failures.append(f"{source.name}: {error}")
+            print(printable(f"  {error}"), file=sys.stderr, flush=True)
+    if failures:
+        raise Mistake("\n  ".join([f"{len(failures)} of {len(sources)} volumes failed.", *failures]))
+
+
+def predict_one(args: argparse.Namespace, predictor: LesionPredictor, source: Source, folder: str, how: dict) -> None:
+    """Read, predict and write one volume.
+
+    Raises:
+        UnreadableVolume: if it cannot be read, or shows no body.
+        OSError: if its results cannot be written.
+    """
+    check_folder(folder)
+    volume = source.read()
+    for note in volume.notes:
+        print(f"  Note: {note}")
+    lesions = predictor.predict(volume)
+    write_results(
+        folder,
+        volume,
+        lesions,
+        box_margin=predictor.margin(volume),
+        how=how,
+        outputs=[name for name in OUTPUTS if name not in args.without],
+        keep_identifiers=args.keep_identifiers,
+    )
+    found = f"{len(lesions)} lesions" if len(lesions) != 1 else "1 lesion"
+    print(f"  {found}; {os.path.join(folder, 'lesions.json')}", flush=True)
+
+
+def build_predictor(args: argparse.Namespace) -> tuple[LesionPredictor, dict]:
+    """Build the predictor that a command line asks for, and describe it for lesions.json.
+
+    Raises:
+        Mistake: if config, weights or options cannot work.
+    """
+    problem = detectron2_problem()
+    engine = args.engine or ("torchvision" if problem else "detectron2")
+    if engine == "detectron2" and problem:
+        raise Mistake(f"--engine detectron2: {problem}.")
+    with mistakes("--config-file: "):
+        config_file = find_config_file(args.config_file)
+    cfg, rules = load_config(engine, config_file, args.opts)
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
+    without_cuda = args.device is None and not torch.cuda.is_available()
+    cfg.MODEL.DEVICE = "cpu" if without_cuda else args.device or cfg.MODEL.DEVICE
+    cfg.freeze()
+    check_prediction(cfg, Start(False, True, 1, 1, lambda name: [], *rules))
+    print(f"Engine: {engine}, device: {cfg.MODEL.DEVICE}{' (there is no CUDA)' if without_cuda else ''}", flush=True)
+    with mistakes():
+        rule = LinkingRule(
+            iou=args.link_iou,
+            gap=args.gap,
+            min_slices=args.min_slices,
+            min_extent=args.min_extent,
+            score=args.lesion_score,
+            nms_iou=args.nms_iou,
+        )
+        predictor = LesionPredictor(
+            cfg,
+            device=cfg.MODEL.DEVICE,
+            dtype=args.dtype,
+            batch_size=args.batch_size,
+            step=args.step,
+            crop_to_body=not args.whole_slices,
+            min_score=args.min_score,
+            rule=rule,
+            box_margin=args.box_margin,
+        )
+    how = {
+        "software": f"a3d_det2 {__version__}",
+        "engine": engine,
+        "config": os.path.basename(config_file),
+        "changes": args.opts,
+        "weights_sha256": predictor.weights_sha256,
+        "dtype": args.dtype,
+        "step_mm": args.step,
+        "whole_slices": args.whole_slices,
+        "min_score": args.min_score,
+        "box_margin_px": args.box_margin,
+        "linking": asdict(rule),
+    }
+    return predictor, how
+
+
+def load_config(engine: str, config_file: str, opts: list[str]) -> tuple[CfgNode, tuple]:
+    """The config of an engine, and the rules and checks that it adds to those of all."""
+    if engine == "detectron2":
+        from . import launching
+        from .detectron2_rules import detectron2_checks, detectron2_rules
+
+        return launching.load_config(config_file, opts), (detectron2_rules(), detectron2_checks)
+    from . import torchvision_loop
+
+    return torchvision_loop.load_config(config_file, opts), (
+        torchvision_loop.RULES,
+        torchvision_loop.torchvision_checks,
+    )

@@ -1,0 +1,176 @@
+"""The results of a volume as files; docs/volumes.md describes them.
+
+    lesions.json    all that is known of each lesion, and how it was found
+    lesions.csv     a line for each lesion
+    lesions.nii.gz  a label map on the grid of the input
+    lesion_*.png    a picture of each lesion
+    viewer.html     the whole volume with its lesions, for a browser
+
+Nothing in them names the patient, unless that is asked for: neither a path nor a description of the series is written.
+"""
+
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from .label_map import draw_labels, stored_grid, stored_indices
+from .lesion import Lesion
+from .pictures import write_pictures
+from .viewer import write_viewer
+from .volume import Volume
+
+FORMAT, VERSION = "a3d_det2 lesions", 1
+OUTPUTS = ("labels", "pictures", "viewer")  # beside lesions.json and lesions.csv
+COLUMNS = (
+    "id score category measured_from slice long_axis_mm short_axis_mm extent_mm volume_mm3 x_lps_mm y_lps_mm z_lps_mm"
+).split()
+
+
+def check_folder(folder: str) -> None:
+    """
+    Raises:
+        FileExistsError: if ``folder`` is a file, or holds something else than results, which would be lost.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise FileExistsError(f"{folder}: expected a folder for the results, got a file")
+    if os.path.isdir(folder) and os.listdir(folder) and not os.path.isfile(os.path.join(folder, "lesions.json")):
+        raise FileExistsError(f"{folder}: expected a new folder, an empty one or one with results, got one with others")
+
+
+@contextmanager
+def replacing_folder(folder: str) -> Iterator[str]:
+    """Write a folder in one step: whatever ends the process, ``folder`` holds what it held before or all that is new.
+
+    Yields:
+        a folder beside it to write into. It takes the place of ``folder`` when the block ends, and is removed when the
+        block raises.
+
+    Raises:
+        OSError: see :func:`check_folder`, or it cannot be written.
+    """
+    folder = os.path.abspath(folder)
+    check_folder(folder)
+    part, old = f"{folder}.{os.getpid()}.part", f"{folder}.{os.getpid()}.old"
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part)
+    try:
+        yield part
+        if os.path.isdir(folder):
+            os.rename(folder, old)
+        os.rename(part, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_results(
+    folder: str,
+    volume: Volume,
+    lesions: Sequence[Lesion],
+    *,
+    box_margin: np.ndarray,
+    how: dict,
+    outputs: Sequence[str] = OUTPUTS,
+    keep_identifiers: bool = False,
+) -> None:
+    """Write all results of a volume into ``folder`` in one step.
+
+    Args:
+        folder: where to; results that it holds are replaced.
+        volume, lesions: see :class:`.VolumePredictor`.
+        box_margin: see :func:`.measure_lesions`.
+        how: what the lesions were found by, for lesions.json.
+        outputs: those of ``OUTPUTS`` to write.
+        keep_identifiers: whether lesions.json says whose CT it is.
+
+    Raises:
+        ValueError: if an output is unknown.
+        OSError: if it cannot be written; then nothing is left of it.
+    """
+    if unknown := set(outputs) - set(OUTPUTS):
+        raise ValueError(f"Unknown outputs {', '.join(sorted(unknown))}. Choose of {', '.join(OUTPUTS)}.")
+    writers: dict[str, Callable[[str], object]] = {
+        "labels": lambda part: write_labels(os.path.join(part, "lesions.nii.gz"), volume, lesions, box_margin),
+        "pictures": lambda part: write_pictures(part, volume, lesions),
+        "viewer": lambda part: write_viewer(os.path.join(part, "viewer.html"), volume, lesions),
+    }
+    with replacing_folder(folder) as part:
+        for name in outputs:
+            writers[name](part)
+        write_csv(os.path.join(part, "lesions.csv"), lesions)
+        with open(os.path.join(part, "lesions.json"), "w", encoding="utf-8") as f:
+            json.dump(describe(volume, lesions, how, keep_identifiers), f, indent=1, allow_nan=False)
+
+
+def describe(volume: Volume, lesions: Sequence[Lesion], how: dict, keep_identifiers: bool = False) -> dict:
+    """What lesions.json says."""
+    depth, height, width = volume.hu.shape
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "notice": "Research use only, not a medical device.",
+        "how": how,
+        "volume": {
+            "columns": width,
+            "rows": height,
+            "slices": depth,
+            "spacing_mm": list(volume.spacing),
+            "slice_interval_mm": volume.slice_interval,
+            "notes": list(volume.notes),
+            **({"identifiers": dict(volume.identifiers), "name": volume.name} if keep_identifiers else {}),
+        },
+        "lesions": [_describe(lesion, volume) for lesion in lesions],
+    }
+
+
+def _describe(lesion: Lesion, volume: Volume) -> dict:
+    corners = np.sort(stored_indices(volume, lesion.box_voxel), axis=0)
+    return {
+        "id": lesion.number,
+        "score": lesion.score,
+        "category": lesion.category,
+        "measured_from": lesion.measured_from,
+        "slice": lesion.largest,
+        **({"instance_uid": volume.instances[lesion.largest]} if volume.instances else {}),
+        "long_axis_mm": lesion.long_mm,
+        "short_axis_mm": lesion.short_mm,
+        "long_axis": lesion.long_axis.tolist(),
+        "short_axis": lesion.short_axis.tolist(),
+        "extent_mm": lesion.extent_mm,
+        "volume_mm3": lesion.volume_mm3,
+        "center_lps_mm": lesion.center.tolist(),
+        "box_lps_mm": lesion.box.tolist(),
+        "center_voxel": stored_indices(volume, lesion.center_voxel[None])[0].tolist(),
+        "box_voxel": corners.tolist(),
+        "slices": [
+            {"slice": one.index, "box": one.box.tolist(), "score": None if math.isnan(one.score) else one.score}
+            for one in lesion.slices
+        ],
+    }
+
+
+def write_csv(path: str, lesions: Sequence[Lesion]) -> None:
+    """Write a line for each lesion."""
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(COLUMNS)
+        for one in lesions:
+            sizes = one.long_mm, one.short_mm, one.extent_mm, one.volume_mm3, *one.center
+            facts = one.number, one.score, one.category, one.measured_from, one.largest
+            writer.writerow([*facts, *(f"{value:.2f}" for value in sizes)])
+
+
+def write_labels(path: str, volume: Volume, lesions: Sequence[Lesion], box_margin: np.ndarray) -> None:
+    """Write the label map, on the grid of the input, as NIfTI."""
+    import nibabel
+
+    labels, affine = stored_grid(volume, draw_labels(volume, lesions, box_margin))
+    image = nibabel.Nifti1Image(labels, affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
