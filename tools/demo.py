@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Phantom, training, evaluation, pictures and report in a few minutes on a CPU.
+"""Phantom, training, evaluation, pictures, report and a whole volume in a few minutes on a CPU.
 
 Trains configs/quick/a3d_7slice.yaml and, as the comparison, the same network on the key slice alone; with Detectron2
 where it is installed, and otherwise with torchvision.
@@ -83,15 +83,32 @@ def main() -> None:
     command = ["tools/evaluate.py", "--ground-truth", str(output / "phantom" / "DL_info.csv"), "--compare", *files]
     run("5. Report", output / "report.log", *command, "--output", str(output / "report"), "--gallery", "4")
 
+    # Lesions as flat as those of the phantom that it has learned.
+    ct = output / "ct"
+    shutil.rmtree(ct, ignore_errors=True)
+    command = ["datasets/make_phantom.py", "--output", str(ct), "--volumes", "1", "--format", "dicom", "--size", "128"]
+    command += ["--slice-interval", "2.5", "--lesion-size", "20", "45", "--lesion-depth", "3", "5"]
+    run("6. A CT of the whole body", output / "ct.log", *command)
+    volume = output / "volume"
+    command = ["tools/predict.py", "--engine", engine, "-i", str(ct / "volume_001"), "-o", str(volume)]
+    command += ["--config-file", "configs/quick/a3d_7slice.yaml"]
+    command += ["--weights", str(output / "a3d_7slice" / "model_final.pth")]
+    run("7. Its lesions", output / "volume.log", *command, *args.opts)
+
     reports = [json.loads((output / name / "inference" / "froc.json").read_text()) for name in RUNS.values()]
     rows = [[title, *r["sensitivity"], r["average"]] for title, r in zip(RUNS, reports, strict=True)]
     header = ["model input", *(f"{fps:g}" for fps in reports[0]["fps_per_image"]), "Avg. (0.5-4)"]
+    lesions = json.loads((volume / "lesions.json").read_text())["lesions"]
+    sizes = ", ".join(
+        f"{one['long_axis_mm']:.0f} x {one['short_axis_mm']:.0f} mm ({one['score']:.2f})" for one in lesions
+    )
+    print(f"\nLesions in the CT, long x short axis and score: {sizes or 'none'}")
     print(
         f"\nSensitivity at false positives per image, on the {reports[0]['num_lesions']} lesions of the "
         f"{reports[0]['num_images']} held-out phantom key slices:\n{tabulate(rows, header, floatfmt='.3f')}"
     )
     print(f"\nDone in {time.monotonic() - start:.0f} s. Written:")
-    pages = (output / "pictures" / "overview.png", output / "report" / "report.html")
+    pages = (output / "pictures" / "overview.png", output / "report" / "report.html", volume / "viewer.html")
     for path in (results / "froc.json", results / "froc.png", *pages):
         print(f"  {os.path.relpath(path)}")
     print(f"Engine: {engine}")

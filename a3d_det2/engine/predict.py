@@ -51,6 +51,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast (%(default)s)")
     model.add_argument("--batch-size", type=int, help="key slices at once (1 on the CPU, else 8)")
     model.add_argument("--step", type=float, default=0.0, help="mm between key slices (0: every slice)")
+    model.add_argument("--refine", action="store_true", help="with --step: then every slice around what was found")
     model.add_argument("--whole-slices", action="store_true", help="do not leave out the air around the body")
     defaults = LinkingRule()
     link = parser.add_argument_group("lesions; docs/volumes.md says where the defaults come from")
@@ -66,13 +67,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     text = "pixels between a lesion and its box in the training data (%(default)s)"
     link.add_argument("--box-margin", type=float, default=BOX_MARGIN, help=text)
     out = parser.add_argument_group("output")
-    out.add_argument("--without", nargs="+", choices=OUTPUTS, default=[], help="leave these out")
+    text = f"of {','.join(OUTPUTS)}, those to leave out, separated by commas"
+    out.add_argument("--without", type=output_names, default=[], metavar="NAMES", help=text)
     out.add_argument("--keep-identifiers", action="store_true", help="write whose CT it is into lesions.json")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, changes of the config")
     args = parser.parse_args(argv)
     if not args.list and not (args.output and args.config_file):
         parser.error("expected --output and --config-file, or --list")
     return args
+
+
+def output_names(text: str) -> list[str]:
+    """A type for argparse: names of outputs, separated by commas."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in OUTPUTS]:
+        raise argparse.ArgumentTypeError(f"expected of {', '.join(OUTPUTS)}, got {', '.join(unknown)}")
+    return names
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -193,6 +203,7 @@ def build_predictor(args: argparse.Namespace) -> tuple[LesionPredictor, dict]:
             dtype=args.dtype,
             batch_size=args.batch_size,
             step=args.step,
+            refine=args.refine,
             crop_to_body=not args.whole_slices,
             min_score=args.min_score,
             rule=rule,
@@ -206,6 +217,7 @@ def build_predictor(args: argparse.Namespace) -> tuple[LesionPredictor, dict]:
         "weights_sha256": predictor.weights_sha256,
         "dtype": args.dtype,
         "step_mm": args.step,
+        "refine": args.refine,
         "whole_slices": args.whole_slices,
         "min_score": args.min_score,
         "box_margin_px": args.box_margin,

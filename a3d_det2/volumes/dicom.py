@@ -1,7 +1,7 @@
 """Series of DICOM slices, sorted by where they lie in the patient and not by what their names and numbers say."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,13 @@ IDENTIFIERS = (
     "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyInstanceUID StudyDescription AccessionNumber "
     "SeriesInstanceUID SeriesDescription"
 ).split()
+JPEG = "1.2.840.10008.1.2.4."  # the beginning of the UIDs of such transfer syntaxes
+DECODERS = (  # by how they go on; packages of the extra [volumes], none of them under the GPL
+    ("9", "pylibjpeg-openjpeg"),  # JPEG 2000
+    ("20", "pylibjpeg-openjpeg"),  # High-Throughput JPEG 2000
+    ("", "python-gdcm"),  # JPEG, lossless JPEG, JPEG-LS
+)
+SAME_DIRECTION = 0.005  # by which the cosines of one orientation may differ; 0.3 degrees
 DOUBLE = 0.01  # mm; positions closer than this are one
 
 
@@ -29,7 +36,7 @@ class Slice:
     instance: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Series:
     """Slices of one series, orientation and size.
 
@@ -90,7 +97,7 @@ def list_series(path: str) -> list[Series]:
     """
     import pydicom
 
-    groups: dict[tuple, Series] = {}
+    groups: dict[tuple, list[Series]] = {}
     for file in _files(path):
         try:
             tags = pydicom.dcmread(file, specific_tags=TAGS, stop_before_pixels=True)
@@ -99,15 +106,26 @@ def list_series(path: str) -> list[Series]:
         if _whole(tags.get("NumberOfFrames")) > 1:
             tags = pydicom.dcmread(file, stop_before_pixels=True)
         for image in _images(file, tags, path):
-            key = (image.uid, image.size, tuple(np.round(image.directions, 3).ravel()), image.problem)
-            if key in groups:
-                groups[key].slices += image.slices
+            group = groups.setdefault((image.uid, image.size, image.problem), [])
+            for one in group:
+                if np.abs(one.directions - image.directions).max() < SAME_DIRECTION:
+                    one.slices += image.slices
+                    break
             else:
-                groups[key] = image
-    series = sorted(groups.values(), key=lambda one: -len(one.slices))
-    for one in series:
-        one.problem = one.problem or _problem(one)
+                group.append(image)
+    series = sorted((one for group in groups.values() for one in group), key=lambda one: -len(one.slices))
+    usable = [one for one in series if not one.problem]
+    for one in usable:
+        one.problem = _mixed(one, usable) or _problem(one)
     return series
+
+
+def _mixed(series: Series, others: Sequence[Series]) -> str:
+    """Whether images of one series lie in several orientations: who knows what belongs together. A single one, such as
+    a localiser that is not called one, is left out."""
+    same = [one for one in others if one.uid == series.uid != "" and len(one.slices) > 1]
+    directions = [one for one in same if np.abs(one.directions - series.directions).max() >= SAME_DIRECTION]
+    return "expected slices of one orientation in a series, got several" if series in same and directions else ""
 
 
 def _files(path: str) -> Iterator[str]:
@@ -290,8 +308,8 @@ class _Reader:
         except Exception as error:  # of whichever decoder it found
             syntax = tags.file_meta.get("TransferSyntaxUID")
             how = f"; it is stored as {syntax.name}" if syntax else ""
-            if syntax and syntax.is_compressed:
-                how += ", which pylibjpeg-openjpeg, pylibjpeg-rle or python-gdcm may decode"
+            if decoders := next((names for end, names in DECODERS if str(syntax).startswith(JPEG + end)), ""):
+                how += f", which the package {decoders} decodes"
             why = str(error).partition("\n")[0]
             raise UnreadableVolume(f"{path}: the slice cannot be read ({why}{how})") from error
 

@@ -67,6 +67,8 @@ class VolumePredictor:
         min_size, max_size: lengths of the sides in pixels that it was trained with, see :func:`.network_size`.
         batch_size: key slices that it gets at once.
         step: mm between key slices; 0 takes every slice.
+        refine: with a step, whether to take also every slice that is less than a step away from one on which something
+            was found.
         crop_to_body: False gives it whole slices, and those of air as well.
         min_score: detections with lower scores are left out.
         rule: how detections are linked.
@@ -90,6 +92,7 @@ class VolumePredictor:
         max_size: int = 0,
         batch_size: int = 1,
         step: float = 0.0,
+        refine: bool = False,
         crop_to_body: bool = True,
         min_score: float = 0.1,
         rule: LinkingRule | None = None,
@@ -109,7 +112,7 @@ class VolumePredictor:
             "window_first": window_first,
         }
         self.min_size, self.max_size, self.batch_size, self.step = min_size, max_size, batch_size, step
-        self.crop_to_body, self.min_score = crop_to_body, min_score
+        self.refine, self.crop_to_body, self.min_score = refine, crop_to_body, min_score
         self.rule, self.box_margin, self.progress = rule or LinkingRule(), box_margin, progress
 
     def predict(self, volume: Volume) -> list[Lesion]:
@@ -118,9 +121,7 @@ class VolumePredictor:
         Raises:
             UnreadableVolume: see :meth:`detect`.
         """
-        detections = self.detect(volume)
-        key_interval = self._key_interval(volume)
-        linked = link_detections(detections, volume.positions, self.rule, key_interval)
+        linked = link_detections(self.detect(volume), volume.positions, self.rule, self.key_interval(volume))
         return measure_lesions(linked, volume, self.margin(volume))
 
     def detect(self, volume: Volume, keys: Sequence[int] | None = None) -> list[Detection]:
@@ -132,12 +133,24 @@ class VolumePredictor:
         Raises:
             UnreadableVolume: if there is no body on any slice.
         """
-        size = self.network_size(volume)
-        keys, parts = self._key_slices(volume) if keys is None else list(keys), None
+        if keys is not None:
+            return self._detect(volume, list(keys))
+        coarse = self._key_slices(volume)
+        found = self._detect(volume, coarse)
+        if self.refine and len(coarse) < len(volume.positions):
+            places = volume.positions[sorted({one.index for one in found})]
+            near = np.abs(volume.positions[:, None] - places[None]).min(axis=1, initial=np.inf) < self.step
+            near[coarse] = False
+            if near.any():
+                found += self._detect(volume, np.flatnonzero(near).tolist())
+        return found
+
+    def _detect(self, volume: Volume, keys: list[int]) -> list[Detection]:
+        size, parts = self.network_size(volume), None
         if self.crop_to_body:
             bodies = body_boxes(volume)
             keys = [key for key in keys if bodies[key].any()]
-            if not keys:
+            if not bodies.any():
                 raise UnreadableVolume(f"expected a body in air, in HU, got {volume.hu.min()} to {volume.hu.max()} HU")
             parts = self._parts(bodies, volume.hu.shape[1:], size)
         batches = [keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)]
@@ -159,9 +172,9 @@ class VolumePredictor:
         """(2,), ``box_margin`` in pixels of the volume, in x and y."""
         return self.box_margin * np.array(volume.hu.shape[:0:-1]) / self.network_size(volume)[::-1]
 
-    def _key_interval(self, volume: Volume) -> float:
-        """mm between key slices."""
-        return max(self.step, volume.slice_interval)
+    def key_interval(self, volume: Volume) -> float:
+        """mm between key slices, for :func:`.link_detections`."""
+        return volume.slice_interval if self.refine else max(self.step, volume.slice_interval)
 
     def _key_slices(self, volume: Volume) -> list[int]:
         positions = volume.positions

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from a3d_det2.volumes import UnreadableVolume
+from a3d_det2.volumes import LinkingRule, UnreadableVolume
 from a3d_det2.volumes.body import body_boxes
 from a3d_det2.volumes.predictor import Found, VolumePredictor
 from a3d_det2.volumes.scale import network_size
@@ -122,11 +122,23 @@ def test_batches_change_nothing(batch_size):
 @pytest.mark.parametrize(("step", "count"), [(0, 60), (2, 60), (4, 30), (5, 25)])
 def test_steps(step, count):
     detector = Bright()
-    found = predictor(detector, step=step).predict(phantom())
+    # The ends of a ball overlap less, the further apart the slices are.
+    found = predictor(detector, step=step, rule=LinkingRule(iou=0.2)).predict(phantom())
     assert len(detector.sizes) == count
     assert len(found) == 3
     np.testing.assert_allclose(centers(found), expected(), atol=0.6 + step / 2)
     assert all(len(one.slices) == one.slices[-1].index - one.slices[0].index + 1 for one in found)
+
+
+def test_refined_around_what_was_found():
+    detector = Bright()
+    found = predictor(detector, step=10, refine=True).predict(phantom())
+    assert 12 < len(detector.sizes) < 45
+    whole = predictor().predict(phantom())
+    np.testing.assert_array_equal(centers(found), centers(whole))
+    assert [one.extent_mm for one in found] == [one.extent_mm for one in whole]
+    empty = make_volume(ellipsoids(SHAPE, SPACING, INTERVAL, []))
+    assert predictor(step=10, refine=True).predict(empty) == []
 
 
 def test_the_weak_are_left_out():
