@@ -254,6 +254,7 @@ def random_volume(
     length: float | None = None,
     lesion_size: tuple[float, float] = (5.0, 40.0),
     lesion_depth: tuple[float, float] | None = None,
+    crowding: float = 1.0,
     seed: int = 0,
 ) -> PhantomVolume:
     """Invent a volume: 3 to 8 lesions in soft tissue, 8 to 20 vessels along the body, oblique and across it.
@@ -266,6 +267,7 @@ def random_volume(
         lesion_size: shortest and longest long axis in the axial plane in mm.
         lesion_depth: smallest and largest semi-axis along z in mm; None makes it 0.7 to 1.2 of the mean radius in the
             axial plane.
+        crowding: how many times as many lesions and vessels there are.
         seed: the same seed, index and arguments give the same volume.
 
     Raises:
@@ -280,7 +282,7 @@ def random_volume(
     origin = tuple(round(v, 1) for v in rng.uniform((-20, -200, -300), (20, -100, 900)).tolist())
     body = _random_body(rng, half, (depth - 1) * interval)
     volume = PhantomVolume(f"volume_{index + 1:03d}", (seed, index), size, pixel, interval, depth, origin, body, (), ())
-    shapes = _shapes(rng, int(rng.integers(3, 9)), lesion_size)
+    shapes = _shapes(rng, round(crowding * int(rng.integers(3, 9))), lesion_size)
     lesions: list[Blob] = []
     for long, short in shapes:
         deep = (long + short) / 2 * rng.uniform(0.7, 1.2) if lesion_depth is None else rng.uniform(*lesion_depth)
@@ -290,7 +292,7 @@ def random_volume(
             f"Expected lesions of {lesion_size[0]:g} to {lesion_size[1]:g} mm that fit into a body of "
             f"{body.length:g} mm, got no room for any of {len(shapes)}."
         )
-    count, vessels = int(rng.integers(8, 21)), []
+    count, vessels = round(crowding * int(rng.integers(8, 21))), []
     for long, short in _shapes(rng, count, lesion_size):
         if len(vessels) < count:
             vessels += _random_vessel(rng, volume, long, short, lesions)

@@ -24,6 +24,7 @@ FORMATS = ("nifti", "dicom", "png")
 SYNTAXES = ("explicit", "j2k", "rle")
 STORED_OFFSET = 1024  # that DICOM files add to HU
 SMALLEST = 3.0  # px of the long axis of a lesion on a key slice to learn from
+CROWDING = 3.0  # of volumes to train on
 ATTEMPTS = 100  # volumes to look for a key slice in
 
 
@@ -267,6 +268,7 @@ class VolumeOptions:
     intervals: tuple[float, ...] = ()
     lesion_size: tuple[float, float] = (5.0, 40.0)
     lesion_depth: tuple[float, float] | None = None
+    crowding: float = 1.0
     seed: int = 0
 
     def invent(self, index: int) -> PhantomVolume:
@@ -279,6 +281,7 @@ class VolumeOptions:
             slice_interval=interval,
             lesion_size=self.lesion_size,
             lesion_depth=self.lesion_depth,
+            crowding=self.crowding,
             seed=self.seed,
         )
 
@@ -340,7 +343,8 @@ def write_training_series(
     """Write the slices around one lesion of a random volume, to learn from.
 
     The volume is none of those of :meth:`VolumeOptions.invent` for an index below a million, nor of another number or
-    split. Every lesion on the key slice is annotated; a key slice with one whose long axis is shorter than ``SMALLEST``
+    split. In training it is ``CROWDING`` times as crowded, as one slice has to show as many vessels of all kinds as a
+    volume does. Every lesion on the key slice is annotated; a key slice with one whose long axis is shorter than ``SMALLEST``
     there is not taken.
 
     Args:
@@ -357,6 +361,8 @@ def write_training_series(
     Raises:
         ValueError: if none of ``ATTEMPTS`` volumes has such a key slice.
     """
+    if split == "train":
+        options = replace(options, crowding=CROWDING * options.crowding)
     for attempt in range(ATTEMPTS):
         index = 1_000_000 * SPLITS[split] + ATTEMPTS * number + attempt
         volume = options.invent(index)
