@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     link = parser.add_argument_group("lesions; docs/volumes.md says where the defaults come from")
     link.add_argument("--min-score", type=float, default=0.1, help="of detections that are linked (%(default)s)")
     link.add_argument("--link-iou", type=float, default=defaults.iou, help="of boxes in plane (%(default)s)")
-    link.add_argument("--gap", type=float, help="mm between linked slices (one slice left out, or 4 mm)")
+    link.add_argument("--gap", type=float, help="mm without a detection within a lesion (one slice, or 2)")
     link.add_argument("--min-slices", type=int, default=defaults.min_slices, help="of a lesion (%(default)s)")
     link.add_argument("--min-extent", type=float, default=defaults.min_extent, help="mm (%(default)s)")
     link.add_argument(

@@ -14,7 +14,8 @@ import numpy as np
 from .lesion import Detection
 
 SCORES = ("max", "mean", "noisy-or")
-TOLERANCE = 1e-6  # mm
+LEAST_GAP = 2.0  # mm; a slice of DeepLesion's manual test set
+TOLERANCE = 1e-4  # mm, and of intervals, which files give in single precision
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class LinkingRule:
 
     Attributes:
         iou: least overlap of the boxes of two slices, with the + 1 convention of DeepLesion.
-        gap: most mm between two slices with detections of one lesion; None lets one key slice between them be without,
-            or more where that is less than 4 mm.
+        gap: most mm of a lesion without a detection, between slices that have one; 0 links slices that follow each
+            other alone; None is one key slice, or 2 mm where that is more.
         min_slices: least number of slices with detections.
         min_extent: least extent in mm, from the first slice to the last one and half an interval beyond each.
         score: of the lesion, of those of its detections: "max", "mean", or "noisy-or" for 1 - product of (1 - score).
@@ -65,9 +66,6 @@ class Linked:
     score: float
 
 
-LEAST_GAP = 4.0  # mm; two slices of DeepLesion's manual test set, with one between them
-
-
 def link_detections(
     detections: Sequence[Detection], positions: np.ndarray, rule: LinkingRule, key_interval: float
 ) -> list[Linked]:
@@ -86,13 +84,13 @@ def link_detections(
     Returns:
         the lesions, the highest score first.
     """
-    gap = rule.gap if rule.gap is not None else max(2 * key_interval, LEAST_GAP)
+    gap = rule.gap if rule.gap is not None else max(key_interval, LEAST_GAP)
     by_slice: dict[int, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: (d.index, -d.score, *map(float, d.box))):
         by_slice.setdefault(detection.index, []).append(detection)
     ended, active = [], []
     for index, found in by_slice.items():
-        reach = positions[index] - gap * (1 + TOLERANCE) - TOLERANCE
+        reach = positions[index] - key_interval - gap - TOLERANCE
         ended += [chain for chain in active if positions[chain[-1].index] < reach]
         active = [chain for chain in active if positions[chain[-1].index] >= reach]
         active += _continue(active, found, positions, rule.iou)

@@ -79,7 +79,11 @@ class NiftiFile:
         from nibabel import orientations
 
         try:
-            hu = to_int16(np.asanyarray(self._data).reshape(self._stored_shape))
+            # Slab by slab, as nibabel itself scales all to floats of 64 bits.
+            stored = self._data.get_unscaled().reshape(self._stored_shape)
+            hu = np.empty(stored.shape, dtype=np.int16)
+            for k in range(stored.shape[2]):
+                hu[..., k] = to_int16(stored[..., k] * self._data.slope + self._data.inter)
         except UnreadableVolume as error:
             raise UnreadableVolume(f"{self.path}: {error}") from error
         except MemoryError:

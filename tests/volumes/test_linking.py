@@ -38,13 +38,15 @@ def test_a_shift_of_half_the_box_is_another_lesion():
 @pytest.mark.parametrize(
     ("interval", "gap", "missing", "linked"),
     [
-        (2.0, None, 1, True),  # 4 mm
+        (2.0, None, 1, True),
         (2.0, None, 2, False),
-        (5.0, None, 1, True),  # one slice, though 10 mm
-        (0.5, None, 7, True),  # 4 mm
-        (0.5, None, 8, False),
-        (2.0, 6.0, 2, True),
-        (2.0, 2.0, 1, False),
+        (5.0, None, 1, True),  # one slice, though 5 mm
+        (5.0, None, 2, False),
+        (0.5, None, 4, True),  # 2 mm
+        (0.5, None, 5, False),
+        (2.0, 6.0, 3, True),
+        (2.0, 1.9, 1, False),
+        (2.0, 0.0, 0, True),
     ],
 )
 def test_gaps_are_mm(interval, gap, missing, linked):
