@@ -22,7 +22,8 @@ from a3d_det2.data.deeplesion import load_deeplesion
 from a3d_det2.data.dl_info import SPLITS, read_rows
 from a3d_det2.data.phantom import INTERVALS, Series, random_series, series_from_annotations, write_series
 from a3d_det2.data.preparation.slices import records_by_series
-from a3d_det2.volumes.phantom_files import FORMATS, VolumeOptions, write_rows, write_training_series, write_volume
+from a3d_det2.volumes.phantom.deeplesion import VolumeOptions, write_rows, write_training_series
+from a3d_det2.volumes.phantom.sets import FORMATS, write_volume
 
 
 def invented(args: argparse.Namespace) -> tuple[list[Series], list[dict]]:

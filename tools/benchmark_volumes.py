@@ -38,7 +38,7 @@ from a3d_det2.volumes.predictor import Found
 MONAI_PATCH, MONAI_SPACING, MONAI_OVERLAP = (192, 192, 80), (0.703125, 0.703125, 1.25), 0.25  # of the LUNA16 bundle
 
 
-def make_volume(slices: int, interval: float, size: int = 512) -> Volume:
+def make_volume(slices: int, interval: float, size: int) -> Volume:
     """A phantom of that many slices."""
     phantom = random_volume(0, size=size, slice_interval=interval, length=slices * interval)
     hu = np.empty((slices, size, size), dtype=np.int16)
@@ -78,7 +78,7 @@ def measure_memory(args, slices: int) -> dict:
     """Predict a volume, in this process."""
     with tempfile.TemporaryDirectory() as folder:
         predictor = make_predictor(args, folder, dtype=args.dtype)
-        volume = make_volume(slices, args.interval)
+        volume = make_volume(slices, args.interval, args.size)
         predictor.detector = Timed(predictor.detector)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         start = time.perf_counter()
@@ -138,7 +138,7 @@ def speed(args) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         ours = make_predictor(args, folder, dtype="bfloat16", progress=False)
         plain = make_predictor(args, folder, dtype="float32", progress=False, crop_to_body=False)
-        volume = make_volume(args.slices[0], interval)
+        volume = make_volume(args.slices[0], interval, args.size)
         bodies = body_boxes(volume)
         inside = np.flatnonzero(bodies.any(axis=1))
         keys = [int(k) for k in inside[np.linspace(0, len(inside) - 1, args.keys).astype(int)]]
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="torchvision" if detectron2_problem() else "detectron2")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--min-score", type=float, default=0.1)
+    parser.add_argument("--size", type=int, default=512, help="of slices in pixels (default %(default)s)")
     parser.add_argument("--interval", type=float, default=2.0, help="mm between slices (default %(default)s)")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--output", help="JSON to write")

@@ -27,7 +27,7 @@ from ..optional import detectron2_problem
 from ..volumes import UnreadableVolume, list_volumes
 from ..volumes.linking import SCORES, LinkingRule
 from ..volumes.reading import Source, choose
-from ..volumes.writing import OUTPUTS, check_folder, write_results
+from ..volumes.writing import OUTPUTS, replacing_folder, write_results
 from .config_check import Start, check_prediction
 from .mistakes import Mistake, exit_on_mistakes, mistakes
 from .predictor import DTYPES, LesionPredictor
@@ -74,6 +74,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.list and not (args.output and args.config_file):
         parser.error("expected --output and --config-file, or --list")
+    given, output = (os.path.realpath(path or "") for path in (args.input, args.output))
+    if args.output and os.path.commonpath([given, output]) == output:
+        parser.error(f"expected an --output that does not hold the input {args.input}, got {args.output}")
+    if args.series == "":
+        parser.error("expected a UID or name as --series, got none")
     return args
 
 
@@ -132,7 +137,7 @@ def predict(args: argparse.Namespace, sources: list[Source]) -> None:
         folder = args.output if len(sources) == 1 else os.path.join(args.output, f"volume_{number:02d}")
         print(printable(f"{source.kind} {source.name}, {source.slices} slices -> {folder}"), flush=True)
         try:
-            with mistakes(kinds=(OSError, ValueError)):
+            with mistakes(kinds=(OSError, ValueError, MemoryError, RuntimeError)):
                 predict_one(args, predictor, source, folder, how)
         except Mistake as error:
             if len(sources) == 1:
@@ -150,20 +155,20 @@ def predict_one(args: argparse.Namespace, predictor: LesionPredictor, source: So
         UnreadableVolume: if it cannot be read, or shows no body.
         OSError: if its results cannot be written.
     """
-    check_folder(folder)
-    volume = source.read()
-    for note in volume.notes:
-        print(f"  Note: {note}")
-    lesions = predictor.predict(volume)
-    write_results(
-        folder,
-        volume,
-        lesions,
-        box_margin=predictor.margin(volume),
-        how=how,
-        outputs=[name for name in OUTPUTS if name not in args.without],
-        keep_identifiers=args.keep_identifiers,
-    )
+    with replacing_folder(folder) as part:
+        volume = source.read()
+        for note in volume.notes:
+            print(f"  Note: {note}")
+        lesions = predictor.predict(volume)
+        write_results(
+            part,
+            volume,
+            lesions,
+            box_margin=predictor.margin(volume),
+            how=how,
+            outputs=[name for name in OUTPUTS if name not in args.without],
+            keep_identifiers=args.keep_identifiers,
+        )
     found = f"{len(lesions)} lesions" if len(lesions) != 1 else "1 lesion"
     print(f"  {found}; {os.path.join(folder, 'lesions.json')}", flush=True)
 
@@ -213,7 +218,7 @@ def build_predictor(args: argparse.Namespace) -> tuple[LesionPredictor, dict]:
         "software": f"a3d_det2 {__version__}",
         "engine": engine,
         "config": os.path.basename(config_file),
-        "changes": args.opts,
+        "changes": ["(a path)" if os.sep in text else text for text in args.opts],
         "weights_sha256": predictor.weights_sha256,
         "dtype": args.dtype,
         "step_mm": args.step,

@@ -78,7 +78,7 @@ class LesionPredictor(VolumePredictor):
             window_first=cfg.INPUT.AFFINE.ORDER == "first",
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
-            batch_size=batch_size or (1 if self.device.type == "cpu" else 8),
+            batch_size=(1 if self.device.type == "cpu" else 8) if batch_size is None else batch_size,
             min_score=min_score,
             box_margin=box_margin,
             **options,

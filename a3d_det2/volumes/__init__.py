@@ -7,7 +7,7 @@
     linking     detections of neighbouring slices -> lesions
     measurement lesions in mm
     writing     lesions as files: label_map, pictures, viewer
-    phantom, phantom_files      synthetic volumes with known lesions, and how they are stored
+    phantom     synthetic volumes with known lesions, in every format
 
 ``LesionPredictor`` builds the detector of a config, with Detectron2 or torchvision. Reading needs pydicom and nibabel:
 ``pip install 'a3d_det2[volumes]'``.
@@ -23,14 +23,17 @@ from .volume import UnreadableVolume, Volume
 __all__ = [
     "Detection",
     "Lesion",
+    "LesionPredictor",
     "LesionSlice",
     "LinkingRule",
     "Mask",
     "UnreadableVolume",
     "Volume",
+    "VolumePredictor",
     "link_detections",
     "list_volumes",
     "read_volume",
+    "write_results",
 ]
 _ELSEWHERE = {  # torch, or matplotlib and a browser's page, are loaded by those who use them
     "LesionPredictor": "..engine.predictor",

@@ -9,10 +9,15 @@ SKIN = -300  # HU, between air and fat
 COARSE = 3.0  # mm, of the pixels that are looked at
 THIN = 15.0  # mm; what is thinner, such as the table, is not of the body
 SMALLEST = 10.0  # cm^2 of a part of the body
+LUNG = -950  # HU, between the air around a body and lungs
+AIR_ALONE = 0.05  # of a slice may be more than LUNG, such as the table, where nothing of a body is
 
 
 def body_boxes(volume: Volume) -> np.ndarray:
     """Find the rows and columns of each slice that the body covers.
+
+    Where a body reaches the border of the slice, the slice was cut out of a larger one, and lungs may be open to the
+    border: then it is taken whole. So is one without solid tissue, unless it shows air alone.
 
     Returns:
         (D, 4) int, left, top, right, bottom in pixels, the last two exclusive; all 0 where there is no body.
@@ -30,7 +35,10 @@ def body_boxes(volume: Volume) -> np.ndarray:
         solid = cv2.morphologyEx(_filled(mask), cv2.MORPH_OPEN, kernel)
         _, _, parts, _ = cv2.connectedComponentsWithStats(solid)
         parts = parts[1:][parts[1:, cv2.CC_STAT_AREA] >= smallest]
-        if len(parts):
+        is_cut = solid[[0, -1]].any() or solid[:, [0, -1]].any()
+        if is_cut or (not len(parts) and (hu[::step_y, ::step_x] > LUNG).mean() > AIR_ALONE):
+            box[:] = 0, 0, width, height
+        elif len(parts):
             left, top = parts[:, :2].min(axis=0)
             right, bottom = (parts[:, :2] + parts[:, 2:4]).max(axis=0)
             box[:] = left * step_x, top * step_y, min(right * step_x, width), min(bottom * step_y, height)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .volume import AIR, UnreadableVolume, Volume, gap_notes, oblique_problem, size_problem, to_int16
+from .volume import AIR, UnreadableVolume, Volume, gap_notes, oblique_problem, size_problem, to_int16, usual_interval
 
 TAGS = (
     "Modality SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription ImageType Rows Columns PixelSpacing "
-    "ImageOrientationPatient ImagePositionPatient NumberOfFrames InstanceNumber"
+    "ImageOrientationPatient ImagePositionPatient StudyInstanceUID PatientID SeriesNumber "
+    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 ).split()
 IDENTIFIERS = (
     "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyInstanceUID StudyDescription AccessionNumber "
@@ -79,10 +80,26 @@ class Series:
         """Degrees between the normal and an axis of the patient."""
         return float(np.degrees(np.arccos(np.clip(abs(self.normal[axis]), 0, 1))))
 
+    def is_parallel(self, other: "Series") -> bool:
+        return bool(np.abs(self.directions - other.directions).max() < SAME_DIRECTION)
+
+    def is_like(self, other: "Series") -> bool:
+        """Whether its slices may be of one volume with those of another one of this series and size."""
+        return self.is_parallel(other) and np.allclose(self.pixel, other.pixel, rtol=1e-3)
+
+    def order(self) -> tuple[np.ndarray, np.ndarray]:
+        """The slices from head to feet, each place once, by their numbers, and mm along the normal of each."""
+        along = np.array([one.position @ self.normal for one in self.slices])
+        chosen: list[int] = []
+        for i in np.argsort(along, kind="stable").tolist():
+            if not chosen or along[i] - along[chosen[-1]] >= DOUBLE:
+                chosen.append(i)
+        return np.array(chosen, dtype=int), along[chosen]
+
     def interval(self) -> float | None:
-        """mm between slices, the most common one; None where there are not two."""
-        places = np.unique([one.position @ self.normal for one in self.slices])
-        return float(np.median(np.diff(places))) if len(places) > 1 else None
+        """mm between slices, see :attr:`.Volume.slice_interval`; None where there are not two."""
+        places = self.order()[1] if self.slices else ()
+        return usual_interval(places) if len(places) > 1 else None
 
     @property
     def name(self) -> str:
@@ -103,12 +120,18 @@ def list_series(path: str) -> list[Series]:
             tags = pydicom.dcmread(file, specific_tags=TAGS, stop_before_pixels=True)
         except Exception:  # pydicom says nowhere what it raises for a file that is none
             continue
-        if _whole(tags.get("NumberOfFrames")) > 1:
-            tags = pydicom.dcmread(file, stop_before_pixels=True)
-        for image in _images(file, tags, path):
-            group = groups.setdefault((image.uid, image.size, image.problem), [])
+        try:
+            images = list(_images(file, tags, path))
+            # Without a UID, what lies together and calls itself alike belongs together.
+            names = tags.get("StudyInstanceUID"), tags.get("PatientID"), tags.get("SeriesNumber")
+            origin = images[0].uid or (os.path.dirname(file), *map(str, names))
+        except Exception as error:  # tags are read when they are looked at
+            problem = f"{os.path.basename(file)}: its tags cannot be read ({error})"
+            images, origin = [Series(path, "", "", (0, 0), (1.0, 1.0), np.eye(3)[:2], [], problem)], file
+        for image in images:
+            group = groups.setdefault((origin, image.size, image.problem), [])
             for one in group:
-                if np.abs(one.directions - image.directions).max() < SAME_DIRECTION:
+                if one.is_like(image):
                     one.slices += image.slices
                     break
             else:
@@ -124,16 +147,18 @@ def _mixed(series: Series, others: Sequence[Series]) -> str:
     """Whether images of one series lie in several orientations: who knows what belongs together. A single one, such as
     a localiser that is not called one, is left out."""
     same = [one for one in others if one.uid == series.uid != "" and len(one.slices) > 1]
-    directions = [one for one in same if np.abs(one.directions - series.directions).max() >= SAME_DIRECTION]
+    directions = [one for one in same if not one.is_parallel(series)]
     return "expected slices of one orientation in a series, got several" if series in same and directions else ""
 
 
 def _files(path: str) -> Iterator[str]:
     if os.path.isfile(path):
         yield path
-    for folder, _, names in os.walk(path):
+    for folder, subfolders, names in os.walk(path):
+        subfolders.sort()
         for name in sorted(names):
-            yield os.path.join(folder, name)
+            if os.path.isfile(file := os.path.join(folder, name)):  # and no pipe, which would be waited for
+                yield file
 
 
 def _images(file: str, tags, path: str) -> Iterator[Series]:
@@ -186,13 +211,15 @@ def _geometry(tags, shared, frame) -> tuple[np.ndarray, np.ndarray, tuple[float,
     except (TypeError, ValueError):
         return None
     lengths = np.linalg.norm(directions, axis=1)
+    if not np.isfinite([*directions.ravel(), *position, rows, columns]).all():
+        return None
     if not (np.abs(lengths - 1) < 0.01).all() or abs(directions[0] @ directions[1]) > 0.01 or min(rows, columns) <= 0:
         return None
     return directions, position, (rows, columns)
 
 
 def _problem(series: Series) -> str:
-    return oblique_problem(series.angle_to(2)) or size_problem(*series.size, len(series.slices))
+    return oblique_problem(series.angle_to(2)) or size_problem(*series.size, len(series.slices), series.pixel[::-1])
 
 
 def read_dicom(series: Series) -> Volume:
@@ -251,20 +278,14 @@ def read_dicom(series: Series) -> Volume:
 
 def _in_order(series: Series) -> tuple[list[Slice], list[str]]:
     """The slices from head to feet, each position once, and what was odd."""
-    notes = []
-    along = np.array([one.position @ series.normal for one in series.slices])
-    order = np.argsort(along, kind="stable")
-    slices, places = [], []
-    for i in order:
-        if places and along[i] - places[-1] < DOUBLE:
-            continue
-        slices.append(series.slices[i])
-        places.append(along[i])
-    if len(slices) < len(order):
-        notes.append(f"{len(order) - len(slices)} of {len(order)} slices lie where another does; the first is taken.")
+    order, places = series.order()
+    doubles, notes = len(series.slices) - len(order), []
+    if doubles:
+        notes.append(f"{doubles} of {len(series.slices)} slices lie where another does; the first is taken.")
     if len(places) < 2:
-        raise UnreadableVolume(f"{series.path}, {series.name}: all slices lie in one place")
-    notes += gap_notes(np.array(places))
+        raise UnreadableVolume(f"{series.path}, {series.name}: expected several slices, got all of them in one place")
+    slices = [series.slices[i] for i in order]
+    notes += gap_notes(places)
     return slices, notes
 
 
@@ -286,9 +307,17 @@ class _Reader:
             found = {name: str(self._last[2].get(name, "")).strip() for name in IDENTIFIERS}
             self.identifiers = {name: value for name, value in found.items() if value}
         _, pixels, tags = self._last
-        stored = pixels if one.frame is None else pixels[one.frame]
-        slope, intercept = self._rescale(tags, one.frame)
-        hu = to_int16(stored.astype(np.float64) * slope + intercept)
+        try:
+            return self._hu(pixels, tags, one)
+        except UnreadableVolume:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of odd tags
+            raise UnreadableVolume(f"{one.path}: expected HU, got a slice without them ({error})") from error
+
+    def _hu(self, pixels: np.ndarray, tags, one: Slice) -> np.ndarray:
+        stored = pixels if one.frame is None or pixels.ndim == 2 else pixels[one.frame]
+        slope, intercept = self._rescale(tags, one)
+        hu = to_int16(stored * slope + intercept)
         padding = tags.get("PixelPaddingValue")
         if padding is not None:
             limit = tags.get("PixelPaddingRangeLimit", padding)
@@ -313,15 +342,15 @@ class _Reader:
             why = str(error).partition("\n")[0]
             raise UnreadableVolume(f"{path}: the slice cannot be read ({why}{how})") from error
 
-    def _rescale(self, tags, frame: int | None) -> tuple[float, float]:
+    def _rescale(self, tags, one: Slice) -> tuple[float, float]:
         groups = [tags]
-        if frame is not None:
+        if one.frame is not None:
             shared = tags.get("SharedFunctionalGroupsSequence") or []
-            for group in (tags.PerFrameFunctionalGroupsSequence[frame], *shared):
+            for group in (tags.PerFrameFunctionalGroupsSequence[one.frame], *shared):
                 if "PixelValueTransformationSequence" in group:
                     groups.insert(0, group.PixelValueTransformationSequence[0])
                     break
         for group in groups:
             if "RescaleSlope" in group:
                 return float(group.RescaleSlope), float(group.get("RescaleIntercept", 0))
-        raise UnreadableVolume("expected HU, got a slice without a rescale slope")
+        raise UnreadableVolume(f"{one.path}: expected HU, got a slice without a rescale slope")

@@ -7,6 +7,8 @@ import numpy as np
 from .lesion import Lesion, LesionSlice, without_margin
 from .volume import Volume
 
+ROUNDING = 0.2  # of the interval, by which distances may differ from its multiples
+LARGEST_GROWTH = 4  # of the number of slices, on a regular grid
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -43,20 +45,27 @@ def _draw_ellipse(labels: np.ndarray, one: LesionSlice, box_margin: np.ndarray, 
     labels[low[1] : high[1], low[0] : high[0]][inside] = number
 
 
-def regular_grid(volume: Volume) -> np.ndarray:
-    """Where the slices of a volume lie on a grid of one interval: (D,) indices, from 0 on.
+def regular_grid(volume: Volume) -> tuple[float, np.ndarray]:
+    """A grid of one interval for slices that may lie unevenly.
 
-    Where slices are missing, indices are left out. Where they lie so unevenly that two would be one, all are counted
-    one by one.
+    Returns:
+        the interval in mm, and for each place of the grid the nearest slice, or -1 within gaps that are too wide for a
+        lesion to go on.
     """
-    indices = np.rint((volume.positions - volume.positions[0]) / volume.slice_interval).astype(int)
-    return indices if (np.diff(indices) > 0).all() else np.arange(len(indices))
+    positions, interval = volume.positions - volume.positions[0], volume.slice_interval
+    steps = np.diff(positions)
+    if np.abs(steps / interval - np.rint(steps / interval)).max() > ROUNDING:
+        interval = max(float(steps.min()), float(positions[-1]) / (LARGEST_GROWTH * len(positions)))
+    places = np.arange(round(positions[-1] / interval) + 1) * interval
+    after = np.clip(np.searchsorted(positions, places), 1, len(positions) - 1)
+    is_after = positions[after] - places < places - positions[after - 1]
+    nearest = np.where(is_after, after, after - 1)
+    is_on_slice = np.abs(positions[nearest] - places) <= interval / 2
+    return interval, np.where(is_on_slice | (steps[after - 1] <= volume.widest_gap), nearest, -1)
 
 
 def stored_grid(volume: Volume, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bring a label map onto the grid of the file.
-
-    A missing slice gets the lesions that are on both sides of it, as they are on the one before.
+    """Bring a label map onto the grid of the file, which for uneven slices is a regular one.
 
     Args:
         labels: (D, H, W), in the orientation of the volume.
@@ -64,32 +73,29 @@ def stored_grid(volume: Volume, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
     Returns:
         the labels by the indices of the file, and its affine (4, 4) from these to patient coordinates, RAS, mm.
     """
-    grid = regular_grid(volume)
-    filled = np.zeros((grid[-1] + 1, *labels.shape[1:]), dtype=labels.dtype)
-    filled[grid] = labels
-    for k, step in enumerate(np.diff(grid)):
-        if step > 1:
-            both = np.intersect1d(labels[k], labels[k + 1])
-            filled[grid[k] + 1 : grid[k + 1]] = np.where(np.isin(labels[k], both), labels[k], 0)
+    _, nearest = regular_grid(volume)
+    if not np.array_equal(nearest, np.arange(len(labels))):
+        labels = np.where((nearest >= 0)[:, None, None], labels[nearest], labels.dtype.type(0))
     last = volume.position_of(0, 0, len(volume.hu) - 1)
     affine = volume.affine.copy()
-    affine[:3, 2] = (last - volume.position_of(0, 0, 0)) / grid[-1]
-    ours = filled.transpose(2, 1, 0)  # by (x, y, z)
+    affine[:3, 2] = (last - volume.position_of(0, 0, 0)) / (len(nearest) - 1)
+    ours = labels.transpose(2, 1, 0)  # by (x, y, z)
     to_ours, stored = np.eye(4), ours.transpose(volume.stored_axes)
     to_ours[:3, :3] = 0
     for axis, (our_axis, is_flipped) in enumerate(zip(volume.stored_axes, volume.stored_flips, strict=True)):
         to_ours[our_axis, axis] = -1 if is_flipped else 1
         to_ours[our_axis, 3] = ours.shape[our_axis] - 1 if is_flipped else 0
         stored = np.flip(stored, axis) if is_flipped else stored
-    return np.ascontiguousarray(stored), LPS_TO_RAS @ affine @ to_ours
+    return stored, LPS_TO_RAS @ affine @ to_ours
 
 
 def stored_indices(volume: Volume, points: np.ndarray) -> np.ndarray:
     """Bring points, (n, 3) of (x, y, z) indices of the volume, to the indices of :func:`stored_grid`."""
-    grid = regular_grid(volume)
+    interval, nearest = regular_grid(volume)
     points = np.array(points, dtype=np.float64)
-    points[:, 2] = np.interp(points[:, 2], np.arange(len(grid)), grid)
-    lengths = np.array([*volume.hu.shape[:0:-1], grid[-1] + 1])
+    positions = volume.positions - volume.positions[0]
+    points[:, 2] = np.interp(points[:, 2], np.arange(len(positions)), positions) / interval
+    lengths = np.array([*volume.hu.shape[:0:-1], len(nearest)])
     points = points[:, list(volume.stored_axes)]
     flipped = lengths[list(volume.stored_axes)] - 1 - points
     return np.where(volume.stored_flips, flipped, points)

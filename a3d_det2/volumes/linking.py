@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .lesion import Detection
+from .volume import WIDEST_GAP
 
 SCORES = ("max", "mean", "noisy-or")
 LEAST_GAP = 2.0  # mm; a slice of DeepLesion's manual test set
@@ -25,7 +26,7 @@ class LinkingRule:
     Attributes:
         iou: least overlap of the boxes of two slices, with the + 1 convention of DeepLesion.
         gap: most mm of a lesion without a detection, between slices that have one; 0 links slices that follow each
-            other alone; None is one key slice, or 2 mm where that is more.
+            other alone, as they all do up to 10 mm; None is one key slice, or 2 mm where that is more.
         min_slices: least number of slices with detections.
         min_extent: least extent in mm, from the first slice to the last one and half an interval beyond each.
         score: of the lesion, of those of its detections: "max", "mean", or "noisy-or" for 1 - product of (1 - score).
@@ -90,7 +91,9 @@ def link_detections(
         by_slice.setdefault(detection.index, []).append(detection)
     ended, active = [], []
     for index, found in by_slice.items():
-        reach = positions[index] - key_interval - gap - TOLERANCE
+        step = positions[index] - positions[max(index - 1, 0)]
+        step = max(step, key_interval) if step <= max(2.5 * key_interval, WIDEST_GAP) else key_interval
+        reach = positions[index] - step - gap - TOLERANCE
         ended += [chain for chain in active if positions[chain[-1].index] < reach]
         active = [chain for chain in active if positions[chain[-1].index] >= reach]
         active += _continue(active, found, positions, rule.iou)

@@ -28,7 +28,7 @@ def measure_lesions(linked: Sequence[Linked], volume: Volume, box_margin: np.nda
 def measure_lesion(number: int, linked: Linked, volume: Volume, box_margin: np.ndarray) -> Lesion:
     """Measure one lesion; see :func:`measure_lesions`."""
     has_masks = all(d.mask is not None for d in linked.detections)
-    slices = fill_gaps(linked.detections, volume.positions)
+    slices = fill_gaps(linked.detections, volume.positions, volume.hu.shape[1:])
     spacing = np.array(volume.spacing)
     regions = [without_margin(one.box, box_margin) for one in slices]
     axes = [
@@ -69,8 +69,14 @@ def measure_lesion(number: int, linked: Linked, volume: Volume, box_margin: np.n
     )
 
 
-def fill_gaps(detections: Sequence[Detection], positions: np.ndarray) -> list[LesionSlice]:
-    """Every slice of a lesion: between detections the box is interpolated, and the mask is that of the nearer one."""
+def fill_gaps(detections: Sequence[Detection], positions: np.ndarray, size: tuple[int, int]) -> list[LesionSlice]:
+    """Every slice of a lesion: between detections the box is interpolated, and the mask is that of the nearer one.
+
+    Args:
+        detections: from head to feet.
+        positions: (D,) mm of the slices.
+        size: (height, width) of a slice.
+    """
     slices: list[LesionSlice] = []
     for detection, following in zip(detections, [*detections[1:], None], strict=True):
         slices.append(LesionSlice(detection.index, detection.box, detection.score, detection.mask))
@@ -81,16 +87,18 @@ def fill_gaps(detections: Sequence[Detection], positions: np.ndarray) -> list[Le
             fraction = (positions[index] - ends[0]) / (ends[1] - ends[0])
             box = detection.box * (1 - fraction) + following.box * fraction
             nearer = detection if fraction < 0.5 else following
-            slices.append(LesionSlice(index, box, float("nan"), _moved(nearer.mask, nearer.box, box)))
+            slices.append(LesionSlice(index, box, float("nan"), _moved(nearer.mask, nearer.box, box, size)))
     return slices
 
 
-def _moved(mask: Mask | None, box: np.ndarray, onto: np.ndarray) -> Mask | None:
-    """A mask, moved by whole pixels as its box is, as far as it stays in the image."""
+def _moved(mask: Mask | None, box: np.ndarray, onto: np.ndarray, size: tuple[int, int]) -> Mask | None:
+    """A mask, moved by whole pixels as its box is; where nothing of it would be left in the slice, as it was."""
     if mask is None:
         return None
-    x, y = np.rint((onto[:2] + onto[2:] - box[:2] - box[2:]) / 2).astype(int)
-    return Mask(max(0, mask.top + int(y)), max(0, mask.left + int(x)), mask.pixels)
+    x, y = np.rint((onto[:2] + onto[2:] - box[:2] - box[2:]) / 2).astype(int).tolist()
+    top, left, (height, width) = mask.top + y, mask.left + x, size
+    pixels = mask.pixels[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
+    return Mask(max(top, 0), max(left, 0), pixels) if pixels.any() else mask
 
 
 def slab_thickness(indices: np.ndarray, volume: Volume) -> np.ndarray:

@@ -1,6 +1,7 @@
 """NIfTI files, whatever way they are stored."""
 
 import os
+import re
 
 import numpy as np
 
@@ -8,6 +9,11 @@ from .volume import UnreadableVolume, Volume, oblique_problem, size_problem, to_
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OURS = ("L", "P", "I")  # columns to the left, rows to the back (posterior), slices to the feet (inferior)
+
+
+def nifti_name(path: str) -> str:
+    """The name of a file without its extension."""
+    return re.sub(r"\.nii(\.gz)?$", "", os.path.basename(path), flags=re.IGNORECASE)
 
 
 class NiftiFile:
@@ -58,12 +64,19 @@ class NiftiFile:
         normal = np.cross(self.affine[:3, 0], self.affine[:3, 1])
         self._normal = normal / np.linalg.norm(normal)
         angle = float(np.degrees(np.arccos(min(abs(self._normal[2]), 1))))
-        if problem := oblique_problem(angle) or size_problem(self.shape[1], self.shape[0], self.shape[2]):
+        units = self.affine[:3, :2] / np.linalg.norm(self.affine[:3, :2], axis=0)
+        if problem := oblique_problem(angle) or size_problem(*self.shape[1::-1], self.shape[2], self.spacing[:2]):
             raise UnreadableVolume(f"{path}: {problem}")
+        if abs(units[:, 0] @ units[:, 1]) > 0.01:
+            raise UnreadableVolume(f"{path}: expected columns perpendicular to rows, got a sheared image")
+        if (unit := header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+            raise UnreadableVolume(f"{path}: expected lengths in mm, got {unit}")
+        if header.get_data_dtype().kind not in "iuf":
+            raise UnreadableVolume(f"{path}: expected HU, got values of the type {header.get_data_dtype()}")
 
     @property
     def name(self) -> str:
-        return os.path.basename(self.path).removesuffix(".gz").removesuffix(".nii")
+        return nifti_name(self.path)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -76,14 +89,14 @@ class NiftiFile:
         Raises:
             UnreadableVolume: if it is cut off, or has values that are no HU.
         """
-        from nibabel import orientations
-
         try:
-            # Slab by slab, as nibabel itself scales all to floats of 64 bits.
             stored = self._data.get_unscaled().reshape(self._stored_shape)
-            hu = np.empty(stored.shape, dtype=np.int16)
+            hu = np.empty(self.shape[::-1], dtype=np.int16)
+            # The same memory by the axes of the file; slab by slab, as nibabel scales all to floats of 64 bits.
+            as_stored = hu.transpose(2, 1, 0).transpose(self.stored_axes)
+            as_stored = as_stored[tuple(slice(None, None, -1 if flip else 1) for flip in self.stored_flips)]
             for k in range(stored.shape[2]):
-                hu[..., k] = to_int16(stored[..., k] * self._data.slope + self._data.inter)
+                as_stored[..., k] = to_int16(stored[..., k] * self._data.slope + self._data.inter)
         except UnreadableVolume as error:
             raise UnreadableVolume(f"{self.path}: {error}") from error
         except MemoryError:
@@ -92,7 +105,10 @@ class NiftiFile:
             raise UnreadableVolume(
                 f"{self.path}: expected a complete NIfTI file, got a damaged one ({error})"
             ) from error
-        hu = np.ascontiguousarray(orientations.apply_orientation(hu, self._to_ours).transpose(2, 1, 0))
+        if hu.min() >= 0:
+            raise UnreadableVolume(
+                f"{self.path}: expected HU, of which fat and air have less than 0, got {hu.min()} to {hu.max()}"
+            )
         step = self.affine[:3, 2]
         along = self.spacing[2]
         in_plane = step - (step @ self._normal) * self._normal

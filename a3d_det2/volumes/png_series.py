@@ -2,15 +2,25 @@
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from ..data.dl_info import read_rows
+from ..data.dl_info import Row, read_rows
 from ..data.png import UnreadableSlice, to_hu
 from ..data.series import PngSeries
 from .volume import UnreadableVolume, Volume, gap_notes, size_problem, to_int16
 
 CSV = "DL_info.csv"
+
+
+@lru_cache(maxsize=4)
+def _first_rows(path: str, modified: float) -> dict[str, Row]:
+    """Series -> its first row."""
+    rows: dict[str, Row] = {}
+    for row in read_rows(path):
+        rows.setdefault(row.image_id.rpartition("_")[0], row)
+    return rows
 
 
 class PngFolder:
@@ -28,7 +38,7 @@ class PngFolder:
 
     @property
     def name(self) -> str:
-        return os.path.basename(os.path.normpath(self.folder))
+        return os.path.basename(os.path.abspath(self.folder))
 
     def spacing(self) -> tuple[float, float, float]:
         """Distance between columns, rows and slices in mm.
@@ -47,11 +57,9 @@ class PngFolder:
         above = os.path.dirname(os.path.abspath(self.folder))
         for place in (above, os.path.dirname(above)):
             path = os.path.join(place, CSV)
-            if os.path.isfile(path):
-                for row in read_rows(path):
-                    if row.image_id.rpartition("_")[0] == self.name:
-                        record = row.key_slice("")
-                        return *record["spacing"], record["slice_interval"]
+            if os.path.isfile(path) and (row := _first_rows(path, os.path.getmtime(path)).get(self.name)):
+                record = row.key_slice("")
+                return *record["spacing"], record["slice_interval"]
         raise UnreadableVolume(
             f"{self.folder}: expected the distances of columns, rows and slices in mm, as --spacing X Y Z or in a "
             f"{CSV} above it with a row of this series, got neither"
@@ -71,7 +79,7 @@ class PngFolder:
             except (OSError, UnreadableSlice) as error:
                 raise UnreadableVolume(str(error)) from error
             if hu is None:
-                if problem := size_problem(*stored.shape, len(numbers)):
+                if problem := size_problem(*stored.shape, len(numbers), (x, y)):
                     raise UnreadableVolume(f"{self.folder}: {problem}")
                 hu = np.empty((len(numbers), *stored.shape), dtype=np.int16)
             if stored.shape != hu.shape[1:]:
@@ -82,4 +90,4 @@ class PngFolder:
         affine = np.diag([x, y, -positions[-1] / (len(numbers) - 1), 1.0])
         offsets = np.zeros((len(numbers), 2))
         identifiers = {"series": self.name}
-        return Volume(hu, affine, positions, offsets, self.name, gap_notes(positions), identifiers=identifiers)
+        return Volume(hu, affine, positions, offsets, self.name, gap_notes(positions, z), identifiers=identifiers)

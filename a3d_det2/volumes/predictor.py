@@ -76,7 +76,7 @@ class VolumePredictor:
         progress: whether to show a bar.
 
     Raises:
-        ValueError: if ``batch_size`` or ``step`` cannot be.
+        ValueError: if ``batch_size``, ``step``, ``min_score`` or ``box_margin`` cannot be.
     """
 
     def __init__(
@@ -103,6 +103,10 @@ class VolumePredictor:
             raise ValueError(f"Expected a batch_size from 1 on, got {batch_size}.")
         if not (step >= 0 and math.isfinite(step)):
             raise ValueError(f"Expected a step in mm from 0 on, got {step}.")
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"Expected a min_score from 0 to 1, got {min_score}.")
+        if not (box_margin >= 0 and math.isfinite(box_margin)):
+            raise ValueError(f"Expected a box_margin in pixels from 0 on, got {box_margin}.")
         self.detector = detector
         self._stacks = {
             "num_slices": num_slices,
@@ -133,25 +137,25 @@ class VolumePredictor:
         Raises:
             UnreadableVolume: if there is no body on any slice.
         """
+        bodies = body_boxes(volume) if self.crop_to_body else None
+        if bodies is not None and not bodies.any():
+            raise UnreadableVolume(f"expected a body in air, in HU, got {volume.hu.min()} to {volume.hu.max()} HU")
         if keys is not None:
-            return self._detect(volume, list(keys))
+            return self._detect(volume, list(keys), bodies)
         coarse = self._key_slices(volume)
-        found = self._detect(volume, coarse)
+        found = self._detect(volume, coarse, bodies)
         if self.refine and len(coarse) < len(volume.positions):
             places = volume.positions[sorted({one.index for one in found})]
             near = np.abs(volume.positions[:, None] - places[None]).min(axis=1, initial=np.inf) < self.step
             near[coarse] = False
             if near.any():
-                found += self._detect(volume, np.flatnonzero(near).tolist())
+                found += self._detect(volume, np.flatnonzero(near).tolist(), bodies)
         return found
 
-    def _detect(self, volume: Volume, keys: list[int]) -> list[Detection]:
+    def _detect(self, volume: Volume, keys: list[int], bodies: np.ndarray | None) -> list[Detection]:
         size, parts = self.network_size(volume), None
-        if self.crop_to_body:
-            bodies = body_boxes(volume)
+        if bodies is not None:
             keys = [key for key in keys if bodies[key].any()]
-            if not bodies.any():
-                raise UnreadableVolume(f"expected a body in air, in HU, got {volume.hu.min()} to {volume.hu.max()} HU")
             parts = self._parts(bodies, volume.hu.shape[1:], size)
         batches = [keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)]
         stacks = SliceStacks(volume, size=size, **self._stacks)

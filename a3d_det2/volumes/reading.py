@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from ..data.series import PngSeries
 from .dicom import list_series, read_dicom
-from .nifti import NiftiFile
+from .nifti import NiftiFile, nifti_name
 from .png_series import PngFolder
 from .volume import UnreadableVolume, Volume
 
 NIFTI = (".nii", ".nii.gz")
+RESULTS = "lesions.json"  # a folder with it holds results
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ def list_volumes(path: str, spacing: Sequence[float] | None = None) -> list[Sour
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.endswith(NIFTI):
+    if os.path.isfile(path) and path.lower().endswith(NIFTI):
         return [_nifti(path)]
     sources = [_dicom(series) for series in list_series(path)]
     for folder, subfolders, names in os.walk(path):
         subfolders.sort()
-        sources += [_nifti(os.path.join(folder, name)) for name in sorted(names) if name.endswith(NIFTI)]
+        if RESULTS in names:
+            continue  # the label map of a prediction is no CT
+        sources += [_nifti(os.path.join(folder, name)) for name in sorted(names) if name.lower().endswith(NIFTI)]
         if PngSeries(folder).numbers:
             sources.append(_png(PngFolder(folder, spacing)))
     return sources
@@ -127,8 +130,8 @@ def _nifti(path: str) -> Source:
         file = NiftiFile(path)
     except UnreadableVolume as error:
         problem = str(error).removeprefix(f"{path}: ")
-        name = os.path.basename(path)
-        return Source("NIfTI", "", name, 0, (0, 0), None, "unknown", problem, lambda: NiftiFile(path).read())
+        facts = "NIfTI", "", nifti_name(path), 0, (0, 0), None, "unknown", problem
+        return Source(*facts, lambda: NiftiFile(path).read())
     columns, rows, slices = file.shape
     return Source("NIfTI", "", file.name, slices, (rows, columns), file.spacing, "axial", "", file.read)
 

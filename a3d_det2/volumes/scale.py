@@ -6,9 +6,7 @@ FIELDS_OF_VIEW = (300.0, 512.0)
 USUAL_FIELD_OF_VIEW = 400.0
 
 
-def network_size(
-    size: tuple[int, int], spacing: tuple[float, float], min_size: int, max_size: int
-) -> tuple[int, int]:
+def network_size(size: tuple[int, int], spacing: tuple[float, float], min_size: int, max_size: int) -> tuple[int, int]:
     """Choose the size to which slices are resized, so that the detector sees them as in training.
 
     1. Whole slices, squares of 300 to 512 mm, get the size of an evaluation, whatever their pixels; so do smaller ones

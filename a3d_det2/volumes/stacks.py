@@ -10,7 +10,6 @@ from .volume import Volume
 
 EVEN = 1e-3  # of the interval, by which evenly spaced slices may differ from it
 SNAP = 1e-4  # of the distance between two slices, from which on a slice between them is one of them
-WIDEST_GAP = 2.5  # intervals, or slice_interval if that is more; nothing is interpolated across wider ones
 
 
 class SliceStacks:
@@ -87,7 +86,7 @@ class SliceStacks:
         gap = positions[high] - positions[low]
         fraction = float((place - positions[low]) / gap)
         is_between = SNAP <= fraction <= 1 - SNAP
-        if is_between and gap <= max(WIDEST_GAP * self._interval, self._target):
+        if is_between and gap <= self.volume.widest_gap:
             return low, high, round(fraction, 6)
         # In a gap that is too wide the one on the side of the key slice, and otherwise the nearer one.
         nearest = low if (distance >= 0 if is_between else fraction < 0.5) else high

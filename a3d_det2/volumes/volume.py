@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 AIR = -1024  # HU, of what was not measured
-GAP = 0.1  # of the interval; what differs more from it is a gap
+GAP = 0.1  # of the interval, or mm where that is more; what differs more from it is a gap
+WIDEST_GAP = 10.0  # mm, or 2.5 intervals if that is more; what lies on both sides of a wider one is not put together
+SMALLEST_PIXEL, LARGEST_PIXEL, LARGEST_FIELD = 0.05, 20.0, 1500.0  # mm; else the unit must be another one
+MOST_LISTED = 3  # gaps; of more, their number is told
 SMALLEST_SIDE = 32  # pixels of a slice
 MOST_OBLIQUE = 30.0  # degrees between the normal of axial slices and the axis of the body
 
@@ -54,8 +57,13 @@ class Volume:
 
     @property
     def slice_interval(self) -> float:
-        """Distance between slices in mm, the most common one where there are gaps."""
-        return float(np.median(np.diff(self.positions)))
+        """Distance between slices in mm, where there are gaps that of the others."""
+        return usual_interval(self.positions)
+
+    @property
+    def widest_gap(self) -> float:
+        """mm between slices up to which they are interpolated, and detections linked."""
+        return max(2.5 * self.slice_interval, WIDEST_GAP)
 
     @property
     def normal(self) -> np.ndarray:
@@ -72,12 +80,36 @@ class Volume:
         return self.affine[:3, 3] + column * columns + row * rows + self.positions[index] * self.normal + offset
 
 
-def size_problem(height: int, width: int, depth: int) -> str:
-    """Why slices of this size and number are no volume of a body; "" if they can be."""
+def usual_interval(positions: np.ndarray) -> float:
+    """The mean distance of slices at (D,) ``positions`` in mm, without gaps."""
+    steps = np.diff(positions)
+    median = np.median(steps)
+    usual = steps[~_is_gap(steps, median)]
+    return float(usual.mean() if len(usual) else median)
+
+
+def _is_gap(steps: np.ndarray, interval: float) -> np.ndarray:
+    return np.abs(steps - interval) > max(GAP * interval, GAP)  # positions may have been rounded to 0.1 mm
+
+
+def size_problem(height: int, width: int, depth: int, spacing: tuple[float, float] = (1.0, 1.0)) -> str:
+    """Why slices of this size and number, with this distance of columns and rows in mm, are no volume of a body; "" if
+    they can be."""
     if depth < 2:
         return f"expected several slices, got {depth}"
     if min(height, width) < SMALLEST_SIDE:
         return f"expected slices of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {height} x {width}"
+    field = max(width * spacing[0], height * spacing[1])
+    if min(spacing) < SMALLEST_PIXEL or max(spacing) > LARGEST_PIXEL or field > LARGEST_FIELD:
+        return (
+            f"expected pixels of {SMALLEST_PIXEL:g} to {LARGEST_PIXEL:g} mm and slices of up to {LARGEST_FIELD:g} mm, "
+            f"got {width} x {height} pixels of {spacing[0]:.4g} x {spacing[1]:.4g} mm"
+        )
+    if max(spacing) > 3 * min(spacing):
+        return (
+            f"expected axial slices with pixels that are about as wide as high, got {spacing[0]:.3g} x "
+            f"{spacing[1]:.3g} mm"
+        )
     return ""
 
 
@@ -86,15 +118,23 @@ def oblique_problem(angle: float) -> str:
     return f"expected axial slices, got some {angle:.0f} degrees from them" if angle > MOST_OBLIQUE else ""
 
 
-def gap_notes(positions: np.ndarray) -> tuple[str, ...]:
-    """Name the gaps between slices at (D,) ``positions`` in mm, a sentence each."""
-    steps = np.diff(positions)
-    interval = float(np.median(steps))
-    return tuple(
-        f"{step:.2f} mm between slices, {place:.1f} mm from the first; elsewhere it is {interval:.2f} mm."
-        for step, place in zip(steps, positions - positions[0], strict=False)
-        if abs(step - interval) > GAP * interval
-    )
+def gap_notes(positions: np.ndarray, interval: float | None = None) -> tuple[str, ...]:
+    """Name the gaps between slices at (D,) ``positions`` in mm, a sentence each.
+
+    Args:
+        positions: increasing.
+        interval: that there should be; None is the usual one.
+    """
+    steps, interval = np.diff(positions), interval or usual_interval(positions)
+    gaps = np.flatnonzero(_is_gap(steps, interval))
+    notes = [
+        f"{steps[k]:.2f} mm between slices, {positions[k] - positions[0]:.1f} mm from the first; elsewhere it is "
+        f"{interval:.2f} mm."
+        for k in gaps[:MOST_LISTED]
+    ]
+    if len(gaps) > MOST_LISTED:
+        notes.append(f"There are {len(gaps) - MOST_LISTED} more such gaps.")
+    return tuple(notes)
 
 
 def to_int16(hu: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,38 +33,53 @@ COLUMNS = (
 ).split()
 
 
+OURS = re.compile(r"lesions\.(json|csv|nii\.gz)|lesion_\d+\.png|viewer\.html")
+
+
 def check_folder(folder: str) -> None:
     """
     Raises:
-        FileExistsError: if ``folder`` is a file, or holds something else than results, which would be lost.
+        FileExistsError: if ``folder`` is a file, a mount point, or holds something else than results, which would be
+            lost.
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise FileExistsError(f"{folder}: expected a folder for the results, got a file")
-    if os.path.isdir(folder) and os.listdir(folder) and not os.path.isfile(os.path.join(folder, "lesions.json")):
-        raise FileExistsError(f"{folder}: expected a new folder, an empty one or one with results, got one with others")
+    if os.path.ismount(folder):
+        raise FileExistsError(f"{folder}: expected a folder that can be renamed, got a mount point; name one within it")
+    others = [name for name in os.listdir(folder) if not OURS.fullmatch(name)] if os.path.isdir(folder) else []
+    if others:
+        raise FileExistsError(
+            f"{folder}: expected a new folder, an empty one or one with results alone, got one with {others[0]!r}"
+        )
 
 
 @contextmanager
 def replacing_folder(folder: str) -> Iterator[str]:
-    """Write a folder in one step: whatever ends the process, ``folder`` holds what it held before or all that is new.
+    """Write a folder in one step: until the block ends, ``folder`` holds what it held before, and then all that is new.
 
     Yields:
-        a folder beside it to write into. It takes the place of ``folder`` when the block ends, and is removed when the
-        block raises.
+        a folder beside it, ``{folder}.{process id}.part``, to write into. It takes the place of ``folder`` when the
+        block ends, and is removed when the block raises.
 
     Raises:
         OSError: see :func:`check_folder`, or it cannot be written.
     """
-    folder = os.path.abspath(folder)
+    folder = os.path.realpath(folder)
     check_folder(folder)
     part, old = f"{folder}.{os.getpid()}.part", f"{folder}.{os.getpid()}.old"
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
     try:
         yield part
+        check_folder(folder)
         if os.path.isdir(folder):
             os.rename(folder, old)
-        os.rename(part, folder)
+        try:
+            os.rename(part, folder)
+        except OSError:
+            if os.path.isdir(old):
+                os.rename(old, folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -79,10 +95,10 @@ def write_results(
     outputs: Sequence[str] = OUTPUTS,
     keep_identifiers: bool = False,
 ) -> None:
-    """Write all results of a volume into ``folder`` in one step.
+    """Write all results of a volume, lesions.json last; within :func:`replacing_folder` they appear in one step.
 
     Args:
-        folder: where to; results that it holds are replaced.
+        folder: to write into.
         volume, lesions: see :class:`.VolumePredictor`.
         box_margin: see :func:`.measure_lesions`.
         how: what the lesions were found by, for lesions.json.
@@ -91,21 +107,20 @@ def write_results(
 
     Raises:
         ValueError: if an output is unknown.
-        OSError: if it cannot be written; then nothing is left of it.
+        OSError: if something cannot be written.
     """
     if unknown := set(outputs) - set(OUTPUTS):
         raise ValueError(f"Unknown outputs {', '.join(sorted(unknown))}. Choose of {', '.join(OUTPUTS)}.")
-    writers: dict[str, Callable[[str], object]] = {
-        "labels": lambda part: write_labels(os.path.join(part, "lesions.nii.gz"), volume, lesions, box_margin),
-        "pictures": lambda part: write_pictures(part, volume, lesions),
-        "viewer": lambda part: write_viewer(os.path.join(part, "viewer.html"), volume, lesions),
+    writers: dict[str, Callable[[], object]] = {
+        "labels": lambda: write_labels(os.path.join(folder, "lesions.nii.gz"), volume, lesions, box_margin),
+        "pictures": lambda: write_pictures(folder, volume, lesions),
+        "viewer": lambda: write_viewer(os.path.join(folder, "viewer.html"), volume, lesions),
     }
-    with replacing_folder(folder) as part:
-        for name in outputs:
-            writers[name](part)
-        write_csv(os.path.join(part, "lesions.csv"), lesions)
-        with open(os.path.join(part, "lesions.json"), "w", encoding="utf-8") as f:
-            json.dump(describe(volume, lesions, how, keep_identifiers), f, indent=1, allow_nan=False)
+    for name in outputs:
+        writers[name]()
+    write_csv(os.path.join(folder, "lesions.csv"), lesions)
+    with open(os.path.join(folder, "lesions.json"), "w", encoding="utf-8") as f:
+        json.dump(describe(volume, lesions, how, keep_identifiers), f, indent=1, allow_nan=False)
 
 
 def describe(volume: Volume, lesions: Sequence[Lesion], how: dict, keep_identifiers: bool = False) -> dict:

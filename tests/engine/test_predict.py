@@ -19,11 +19,11 @@ from pydicom.uid import JPEGLSLossless
 
 from a3d_det2.engine import predict
 from a3d_det2.engine.predict import main
-from a3d_det2.volumes.phantom import random_volume
-from a3d_det2.volumes.phantom_files import write_dicom, write_nifti, write_png
+from a3d_det2.volumes.phantom import random_volume, write_dicom, write_nifti, write_png
 from tests.engine.conftest import TINY
 from tests.engine.test_predictor import make_config, save_weights
 
+ONE_ENGINE = pytest.mark.parametrize("engine", ["torchvision_loop"], indirect=True)  # where it has no part in it
 FILES = ["lesions.csv", "lesions.json", "lesions.nii.gz", "viewer.html"]
 SIZES = ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64"]
 
@@ -117,6 +117,15 @@ def test_writes_all_there_is(run, nifti, tmp_path):
     assert "Smith" not in everything
 
 
+@ONE_ENGINE
+def test_paths_of_the_command_line_are_left_out(run, nifti, tmp_path):
+    opts = ["OUTPUT_DIR", "/data/Smith_John"]
+    assert run(nifti, tmp_path / "out", "--without", "viewer,pictures,labels", opts=opts)[1] is None
+    text = (tmp_path / "out" / "lesions.json").read_text()
+    assert "Smith" not in text
+    assert "(a path)" in text
+
+
 def test_dicom_has_instances_and_no_names(run, series, tmp_path):
     _, error = run(series, tmp_path / "out")
     assert error is None
@@ -151,6 +160,7 @@ def test_several_volumes_each_in_its_folder(run, phantom, nifti, tmp_path):
     assert json.loads((tmp_path / "one" / "lesions.json").read_text())["lesions"] == second
 
 
+@ONE_ENGINE
 def test_one_bad_volume_does_not_end_the_others(run, nifti, tmp_path):
     both = tmp_path / "both"
     both.mkdir()
@@ -179,6 +189,7 @@ def test_list(nifti, series, tmp_path, capfd):
     assert "no volume" in finish(["-i", str(tmp_path / "empty"), "--list"], capfd)[0]
 
 
+@ONE_ENGINE
 def test_png_with_spacing(run, phantom, tmp_path):
     write_png(str(tmp_path / "deeplesion"), phantom)
     (folder,) = (tmp_path / "deeplesion" / "Images_png").iterdir()
@@ -235,10 +246,13 @@ DICOM_FAULTS = {
     "no geometry": (set_tags(ImagePositionPatient=None), "it has no geometry"),
     "cut off": (cut_pixels, "the slice cannot be read"),
     "16 x 16": (small, "expected slices of at least 32 x 32 pixels, got 16 x 16"),
+    "no numbers": (set_tags(PixelSpacing=[float("nan"), 1.0]), "it has no geometry"),
+    "empty slope": (set_tags(RescaleSlope=None), "expected HU, got a slice without them"),
     "two orientations": (turn_half, "expected slices of one orientation in a series, got several"),
 }
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize("fault", DICOM_FAULTS)
 def test_dicom_that_cannot_be_used(run, series, tmp_path, fault):
     change, message = DICOM_FAULTS[fault]
@@ -248,6 +262,7 @@ def test_dicom_that_cannot_be_used(run, series, tmp_path, fault):
     assert not (tmp_path / "out").exists()
 
 
+@ONE_ENGINE
 def test_a_compression_that_nothing_decodes(run, series, tmp_path, monkeypatch):
     def compress(number, tags):
         tags.file_meta.TransferSyntaxUID = JPEGLSLossless
@@ -269,6 +284,9 @@ def save(path, values, affine=None, codes=1):
     return path
 
 
+SHEARED = np.array([[3.0, 1, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+
+
 def nan_values(shape):
     values = np.zeros(shape, np.float32)
     values[1, 2, 3] = np.nan
@@ -276,6 +294,19 @@ def nan_values(shape):
 
 
 NIFTI_FAULTS = {
+    "labels": (lambda path: save(path, np.ones((64, 64, 9), np.uint8)), "expected HU, of which fat and air have"),
+    "huge": (lambda path: save(path, np.zeros((64, 64, 9), np.int16), np.diag([900.0, 900, 9, 1])), "expected pixels"),
+    "complex": (lambda path: save(path, np.zeros((64, 64, 9), np.complex64)), "values of the type complex64"),
+    "coronal": (
+        lambda path: save(path, np.zeros((64, 64, 9), np.int16), np.diag([1.0, 5, 1, 1])),
+        "expected axial slices with pixels that are about as wide as high, got 1 x 5 mm",
+    ),
+    "sheared": (
+        lambda path: save(
+            path, np.zeros((64, 64, 9), np.int16), np.diag([3.0, 3, 3, 1]) + np.eye(4, k=1) * [0, 1, 0, 0]
+        ),
+        "expected columns perpendicular to rows, got a sheared image",
+    ),
     "NaN": (lambda path: save(path, nan_values((64, 64, 9))), "expected HU, got values that are no finite numbers"),
     "4D": (lambda path: save(path, np.zeros((64, 64, 9, 2), np.int16)), "expected a volume of three dimensions"),
     "no geometry": (lambda path: save(path, np.zeros((64, 64, 9), np.int16), codes=0), "expected a geometry"),
@@ -294,6 +325,7 @@ NIFTI_FAULTS = {
 }
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize("fault", NIFTI_FAULTS)
 def test_nifti_that_cannot_be_used(run, tmp_path, fault):
     write, message = NIFTI_FAULTS[fault]
@@ -304,6 +336,7 @@ def test_nifti_that_cannot_be_used(run, tmp_path, fault):
     assert not (tmp_path / "out").exists()
 
 
+@ONE_ENGINE
 def test_nothing_that_is_a_ct(run, tmp_path):
     assert "none: no such file or folder" in run(tmp_path / "none", tmp_path / "out")[1]
     (tmp_path / "empty").mkdir()
@@ -321,19 +354,45 @@ def test_models_that_cannot_work(run, engine, nifti, tmp_path):
     assert "INPUT.SLICE_INTERVAL" in run(nifti, tmp_path / "out", opts=["INPUT.SLICE_INTERVAL", "-1.0"])[1]
     assert "Expected an iou above 0 and up to 1, got 2.0" in run(nifti, tmp_path / "out", "--link-iou", "2")[1]
     assert "Expected a step in mm from 0 on" in run(nifti, tmp_path / "out", "--step", "-1")[1]
-    assert "Expected a batch_size from 1 on" in run(nifti, tmp_path / "out", "--batch-size", "-1")[1]
+    assert "Expected a batch_size from 1 on" in run(nifti, tmp_path / "out", "--batch-size", "0")[1]
+    assert "Expected a min_score from 0 to 1, got nan" in run(nifti, tmp_path / "out", "--min-score", "nan")[1]
+    assert "Expected a box_margin in pixels from 0 on" in run(nifti, tmp_path / "out", "--box-margin", "inf")[1]
     assert not (tmp_path / "out").exists()
 
 
+@ONE_ENGINE
 def test_folders_with_other_things_are_left_alone(run, nifti, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    assert "expected a new folder, an empty one or one with results" in run(nifti, tmp_path / "out")[1]
+    (tmp_path / "out" / "lesions.json").write_text("{}")
+    assert "one with results alone, got one with 'thesis.tex'" in run(nifti, tmp_path / "out")[1]
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
     (tmp_path / "file").write_text("")
     assert "expected a folder for the results, got a file" in run(nifti, tmp_path / "file")[1]
+    ct = tmp_path / "ct"
+    ct.mkdir()
+    shutil.copy(nifti, ct / "ct.nii.gz")
+    for output in (ct, tmp_path, ct / ".." / "ct"):
+        assert "expected an --output that does not hold the input" in run(ct / "ct.nii.gz", output)[1]
+    assert "got a mount point" in run(nifti, "/proc")[1]
 
 
+@ONE_ENGINE
+def test_results_beside_the_ct_are_no_ct(run, nifti, tmp_path):
+    ct = tmp_path / "ct"
+    ct.mkdir()
+    shutil.copy(nifti, ct / "ct.nii.gz")
+    for _ in range(2):
+        assert run(ct, ct / "results", "--without", "viewer,pictures")[1] is None
+        assert sorted(path.name for path in (ct / "results").iterdir()) == FILES[:-1]
+    link = tmp_path / "link"
+    link.symlink_to(ct / "results")
+    assert run(nifti, link, "--without", "viewer,pictures,labels")[1] is None
+    assert link.is_symlink()
+    assert sorted(path.name for path in (ct / "results").iterdir()) == FILES[:-2]
+
+
+@ONE_ENGINE
 def test_a_full_disk_leaves_what_was_there(run, nifti, tmp_path, monkeypatch):
     _, error = run(nifti, tmp_path / "out")
     before = (tmp_path / "out" / "lesions.json").read_bytes()

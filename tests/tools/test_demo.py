@@ -38,6 +38,8 @@ def test_demo_says_which_engine_it_was(repo, phantom_root, tmp_path, engine):
         assert (tmp_path / name / "inference" / "froc.png").is_file()
     assert (tmp_path / "pictures" / "overview.png").is_file()
     assert (tmp_path / "report" / "report.html").is_file()
+    assert (tmp_path / "volume" / "viewer.html").is_file()
+    assert "\nLesions in the CT" in done.stdout
 
 
 def find(spec):

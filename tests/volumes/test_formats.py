@@ -10,8 +10,7 @@ pytest.importorskip("nibabel")
 pytest.importorskip("pydicom")
 
 from a3d_det2.volumes import LinkingRule, list_volumes, read_volume
-from a3d_det2.volumes.phantom import random_volume, truth
-from a3d_det2.volumes.phantom_files import write_dicom, write_nifti, write_png
+from a3d_det2.volumes.phantom import random_volume, truth, write_dicom, write_nifti, write_png
 from a3d_det2.volumes.predictor import Found, VolumePredictor
 
 SIZE, INTERVAL = 160, 3.0

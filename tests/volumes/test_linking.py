@@ -56,6 +56,13 @@ def test_gaps_are_mm(interval, gap, missing, linked):
     assert [indices for indices, _ in link(found, interval, gap=gap)] == expected
 
 
+def test_slices_that_follow_each_other_link_where_intervals_differ():
+    positions = np.concatenate([np.arange(20) * 1.25, 23.75 + np.arange(1, 6) * 5, [200, 205]])
+    found = [Detection(k, BOX, 0.5) for k in range(18, 27)]
+    linked = link_detections(found, positions, LinkingRule(gap=0), 1.25)
+    assert [[d.index for d in one.detections] for one in linked] == [list(range(18, 25)), [25, 26]]
+
+
 def test_short_ones_are_left_out():
     assert link([(3, BOX, 0.9)]) == []
     assert link([(3, BOX, 0.9)], min_slices=1, min_extent=0) == [([3], 0.9)]

@@ -103,7 +103,7 @@ def test_the_volume_of_a_ball():
 def test_gaps_within_a_lesion_are_filled():
     mask = Mask(10, 20, np.ones((2, 3), bool))
     box = np.array([20.0, 10.0, 22.0, 11.0])
-    filled = fill_gaps([Detection(2, box, 0.4, mask), Detection(5, box + 9, 0.6, mask)], np.arange(8) * 2.0)
+    filled = fill_gaps([Detection(2, box, 0.4, mask), Detection(5, box + 9, 0.6, mask)], np.arange(8) * 2.0, (60, 60))
     assert [one.index for one in filled] == [2, 3, 4, 5]
     np.testing.assert_allclose([one.box[0] for one in filled], [20, 23, 26, 29])
     assert [one.mask[:2] for one in filled] == [(10, 20), (13, 23), (7, 17), (10, 20)]
@@ -175,6 +175,37 @@ def test_a_missing_slice_is_in_the_grid():
     stored, affine = stored_grid(volume, labels)
     assert stored.shape == (5, 5, 5)
     assert affine[2, 2] == pytest.approx(-2)
-    np.testing.assert_array_equal(np.unique(stored[:, :, 2]), [0, 1])  # the lesion that is on both sides of it
+    np.testing.assert_array_equal(stored[:, :, 2], labels[1].T)  # as the slice before it
     assert stored[2, 1, 3] == 1
     np.testing.assert_allclose(stored_indices(volume, np.array([[1, 1, 2.0], [1, 1, 1.5]]))[:, 2], [3, 2])
+
+
+def test_nothing_goes_on_across_a_wide_gap():
+    volume = make_volume(np.zeros((4, 5, 5)), positions=[0, 2, 42, 44])
+    stored, _ = stored_grid(volume, np.ones((4, 5, 5), np.uint16))
+    assert stored.shape[2] == 23
+    np.testing.assert_array_equal(stored[0, 0], [1, 1, *[0] * 19, 1, 1])
+
+
+def test_uneven_slices_lie_where_they_do_in_the_patient():
+    positions = np.concatenate([np.arange(12) * 1.25, 13.75 + np.arange(1, 26) * 5])
+    volume = make_volume(np.zeros((37, 5, 5)), positions=positions)
+    for k in (0, 5, 11, 12, 20, 36):
+        labels = np.zeros((37, 5, 5), np.uint16)
+        labels[k, 2, 3] = 1
+        stored, affine = stored_grid(volume, labels)
+        places = np.argwhere(stored)
+        got = affine @ [*places.mean(axis=0), 1]
+        assert got[2] == pytest.approx(volume.position_of(3, 2, k)[2], abs=2)
+        index = stored_indices(volume, np.array([[3, 2, k]]))[0]
+        assert (affine @ [*index, 1])[2] == pytest.approx(volume.position_of(3, 2, k)[2], abs=1e-6)
+
+
+def test_masks_that_are_moved_are_cut_at_the_border():
+    mask = Mask(84, 40, np.ones((12, 40), bool))
+    boxes = np.array([[40.0, 20, 80, 95], [40.0, 52, 80, 95]])
+    found = [Detection(0, boxes[0], 0.9, mask), Detection(3, boxes[1], 0.9, mask)]
+    volume = flat_volume((5, 96, 100))
+    lesion = measured(found, volume)
+    draw_labels(volume, [lesion], NO_MARGIN)
+    assert all(one.mask.top + len(one.mask.pixels) <= 96 for one in lesion.slices)

@@ -164,6 +164,16 @@ def test_an_error_of_the_detector_ends_it():
         predictor(broken).predict(phantom())
 
 
+@pytest.mark.parametrize("wall", [0, 10, 24, 40])
+def test_a_nodule_in_a_lung_that_was_cut_out(wall):
+    """Of a chest no more than a part of the lung, and of the wall ``wall`` rows."""
+    hu = np.full((12, 128, 128), -850)
+    hu[:, :wall] = 40
+    hu[4:9, 70:80, 60:70] = 150
+    (found,) = predictor().predict(make_volume(hu, (0.8, 0.8)))
+    np.testing.assert_allclose(found.box_voxel, [[60, 70, 4], [69, 79, 8]])
+
+
 def test_body():
     hu = np.full((4, 100, 120), -1000)
     hu[0, 30:70, 20:90] = 40

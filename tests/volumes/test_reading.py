@@ -1,6 +1,7 @@
 """Volumes of which the HU say where they were measured: however a file is stored, each voxel says its own place."""
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from a3d_det2.volumes import UnreadableVolume, read_volume
 from a3d_det2.volumes.dicom import list_series
+from a3d_det2.volumes.volume import gap_notes, usual_interval
 
 ROWS, COLUMNS, SLICES = 40, 48, 12
 PIXEL, INTERVAL = (1.5, 1.25), 2.5  # between rows, between columns; mm
@@ -21,7 +23,7 @@ PIXEL, INTERVAL = (1.5, 1.25), 2.5  # between rows, between columns; mm
 
 def field(points: np.ndarray) -> np.ndarray:
     """HU at points, (..., 3) LPS in mm."""
-    return 20 + points @ [3.0, 5.0, 7.0]
+    return -500 + points @ [3.0, 5.0, 7.0]
 
 
 def check(volume, tolerance=1.0):
@@ -61,7 +63,7 @@ def write(tmp_path):
     ):
         axes, step, origin = (np.array(a, dtype=float) for a in (axes, step, origin))
         series, frame = generate_uid(), generate_uid()
-        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         rows, columns = np.mgrid[: size[0], : size[1]]
         for k in range(count):
             corner = origin + k * step
@@ -176,6 +178,76 @@ def test_a_position_given_twice_and_a_localiser(write):
     assert volume.notes == (f"1 of {SLICES + 1} slices lie where another does; the first is taken.",)
     problems = [one.problem for one in list_series(str(folder))]
     assert problems == ["", "it is a localiser"]
+
+
+def test_series_without_a_uid_are_told_apart(write):
+    """Those of two folders, and in one folder those of two patients."""
+    blank = {"SeriesInstanceUID": "", "StudyInstanceUID": ""}
+    write(folder="all/a", change=set_tag(**blank))
+    write(folder="all/b", change=set_tag(**blank, PatientID="other"), origin=(-20.0, -30.0, 51.0))
+    folder = write(folder="all/a", change=set_tag(**blank, PatientID="third"), order=list(range(100, 100 + SLICES)))
+    found = list_series(str(folder.parent))
+    assert [len(one.slices) for one in found] == [SLICES] * 3
+
+
+def test_two_pixel_sizes_are_two_volumes(write):
+    folder = write(change=lambda k, data: setattr(data, "PixelSpacing", [1.5, 1.25] if k < 6 else [3, 3]))
+    found = list_series(str(folder))
+    assert sorted(one.pixel for one in found) == [(1.5, 1.25), (3.0, 3.0)]
+
+
+def test_tags_that_cannot_be_read_are_named_and_the_rest_is_read(write):
+    folder = write()
+    path = folder / "odd.dcm"
+    content = next(folder.glob("*.dcm")).read_bytes()
+    at = content.index(b"\x28\x00\x10\x00US")  # Rows, whose two bytes become one
+    path.write_bytes(content[: at + 6] + b"\x01\x00" + content[at + 8 : at + 9] + content[at + 10 :])
+    found = list_series(str(folder))
+    assert found[0].problem == ""
+    assert len(read_volume(str(folder)).hu) == SLICES
+    assert all("odd.dcm" in one.problem or not one.problem for one in found)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"RescaleSlope": None},
+        {"RescaleIntercept": None},
+        {"PixelPaddingValue": [1, 2]},
+    ],
+)
+def test_odd_values_are_named(write, tags):
+    with pytest.raises(UnreadableVolume, match=r"0\d\d.dcm: expected HU, got a slice without"):
+        read_volume(str(write(change=set_tag(**tags))))
+
+
+def test_positions_rounded_by_the_scanner_are_no_gaps(write):
+    step = 0.625
+
+    def rounded(k, data):
+        data.ImagePositionPatient = [-20, -30, round(50 - k * step, 1)]
+
+    volume = read_volume(str(write(count=40, change=rounded)))
+    assert volume.notes == ()
+    assert volume.slice_interval == pytest.approx(step, abs=0.005)
+
+
+def test_intervals_that_are_all_different():
+    positions = np.array([0.0, 2.0, 6.0])
+    assert usual_interval(positions) == 3
+    assert len(gap_notes(positions)) == 2
+
+
+def test_many_gaps_are_counted(write):
+    volume = read_volume(str(write(count=40, change=remove(*range(3, 40, 5)))))
+    assert len(volume.notes) == 4
+    assert volume.notes[-1] == "There are 5 more such gaps."
+
+
+def test_a_pipe_in_the_folder_is_not_waited_for(write):
+    folder = write()
+    os.mkfifo(folder / "pipe")
+    assert len(read_volume(str(folder)).hu) == SLICES
 
 
 def test_padding_is_air(write):
@@ -307,12 +379,12 @@ def nifti(codes, dtype=np.int16, endian="<", slope=None):
     hu = field(ras * [-1, -1, 1])
     header = nibabel.Nifti1Header(endianness=endian)
     header.set_data_dtype(dtype)
-    stored = (hu + 100) / slope if slope else hu
+    stored = (hu + 600) / slope if slope else hu
     stored = stored if dtype == np.float32 else np.rint(stored).astype(dtype)
     image = nibabel.Nifti1Image(stored, affine, header)
     image.header.set_data_dtype(dtype)
     if slope:
-        image.header.set_slope_inter(slope, -100)
+        image.header.set_slope_inter(slope, -600)
     image.set_sform(affine, 1)
     return image
 
