@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -156,7 +157,10 @@ def speed(args) -> dict:
         }
         mm = {name: len(keys) * step for name in steps}
         if args.monai:
-            steps["MONAI 3D RetinaNet, float32"], mm["MONAI 3D RetinaNet, float32"] = monai_step(volume, bodies)
+            patch, patch_mm = monai_step(volume, bodies)
+            for dtype in (torch.float32, torch.bfloat16):
+                name = f"MONAI 3D RetinaNet, {str(dtype).removeprefix('torch.')}"
+                steps[name], mm[name] = partial(patch, dtype), patch_mm
         figures = alternate(steps, args.repeat)
     medians = {name: spread(values)[0] / mm[name] for name, values in figures.items()}
     first = next(iter(medians.values()))
@@ -193,8 +197,9 @@ def monai_step(volume: Volume, bodies: np.ndarray):
     patch = torch.randn(1, 1, *MONAI_PATCH)
 
     @torch.inference_mode()
-    def step():
-        network(patch)
+    def step(dtype: torch.dtype):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            network(patch)
 
     side = np.array(MONAI_PATCH) * MONAI_SPACING  # mm
     boxes = bodies[bodies.any(axis=1)]
