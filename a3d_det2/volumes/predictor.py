@@ -250,4 +250,4 @@ def _placed_mask(mask: np.ndarray, batch: _Batch, scale: np.ndarray, shape: tupl
         pixels, left, top = pixels >= 0.5, int(low_inside[0]), int(low_inside[1])
         if not pixels.any():
             return None
-    return Mask(top, left, np.ascontiguousarray(pixels))
+    return Mask(top, left, pixels.copy())  # a view would keep the masks of the whole slice

@@ -76,6 +76,16 @@ def test_masks_are_put_where_they_are():
             assert (region[~pixels] < 150).all()
 
 
+def test_no_mask_keeps_those_of_its_slice():
+    def one_row(images, slice_interval):
+        masks = np.zeros((1, *images.shape[2:]), dtype=bool)
+        masks[0, 70, 20:60] = True
+        return [Found(np.array([[20.0, 70, 59, 70]]), np.array([0.9]), np.array([0]), masks)] * len(images)
+
+    found = predictor(one_row).detect(phantom())
+    assert all(one.mask.pixels.base is None for one in found)
+
+
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("size", [100, 300])
 def test_resized_for_the_detector(size, masks):
