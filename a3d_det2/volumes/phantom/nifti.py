@@ -30,9 +30,8 @@ def write_nifti(
     """
 
     def drawn(k: int) -> np.ndarray:
-        hu = render(volume, k)
-        stored = (hu + OFFSET) / slope if slope else hu
-        return np.rint(stored) if np.issubdtype(dtype, np.integer) else stored
+        hu = np.rint(render(volume, k))  # as in every other format
+        return np.rint((hu + OFFSET) / slope) if slope else hu
 
     _save_nifti(path, volume, drawn, codes, dtype, endian, slope)
 
