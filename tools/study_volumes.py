@@ -2,9 +2,9 @@
 """Sensitivity in three dimensions on phantom volumes that no training saw, for several ways to link detections.
 
     python datasets/make_phantom.py --output volumes/phantom --from-volumes --train 400 --val 20 --test 40 --size 256
-    DETECTRON2_DATASETS=volumes python train_net.py --config-file configs/quick/a3d_volumes.yaml
-    python tools/study_volumes.py --config-file configs/quick/a3d_volumes.yaml \\
-        --weights output/quick/a3d_volumes/model_final.pth --output study_volumes.json
+    DETECTRON2_DATASETS=volumes python train_net.py --config-file configs/quick/a3d_volumes_7slice.yaml
+    python tools/study_volumes.py --config-file configs/quick/a3d_volumes_7slice.yaml \\
+        --weights output/quick/a3d_volumes_7slice/model_final.pth --output study_volumes.json
 
 A lesion is found by a result whose box overlaps its own, both with DeepLesion's margin of 5 pixels, by a 3D IoU of 0.3;
 each result finds one lesion at most, in the order of the scores, and all others are false positives.
