@@ -22,6 +22,7 @@ from a3d_det2.optional import detectron2_problem
 REPO = Path(__file__).resolve().parents[1]
 RUNS = {"A3D, 7 slices": "a3d_7slice", "the key slice alone": "a3d_1slice"}
 ENGINES = {"detectron2": "train_net.py", "torchvision": "tools/train_torchvision.py"}
+SHOWN = 10  # lesions of the CT
 PROGRESS = re.compile(
     r"(iter: \d+ .*?loss: \S+|Inference done .*?(?=\. Data)|Starting training.*"  # Detectron2's log
     r"|(?<= )\d*[02468]0/\d+ .*loss: [\d.]+)"  # the bar of train_torchvision.py, every 20 iterations
@@ -98,11 +99,13 @@ def main() -> None:
     reports = [json.loads((output / name / "inference" / "froc.json").read_text()) for name in RUNS.values()]
     rows = [[title, *r["sensitivity"], r["average"]] for title, r in zip(RUNS, reports, strict=True)]
     header = ["model input", *(f"{fps:g}" for fps in reports[0]["fps_per_image"]), "Avg. (0.5-4)"]
-    lesions = json.loads((volume / "lesions.json").read_text())["lesions"]
-    sizes = ", ".join(
-        f"{one['long_axis_mm']:.0f} x {one['short_axis_mm']:.0f} mm ({one['score']:.2f})" for one in lesions
+    found = json.loads((volume / "lesions.json").read_text())["lesions"]
+    truth = json.loads((ct / "truth" / "volume_001.json").read_text())["lesions"]
+    sizes = [f"{x['long_axis_mm']:.0f} x {x['short_axis_mm']:.0f} mm ({x['score']:.2f})" for x in found[:SHOWN]]
+    print(
+        f"\nLesions in the CT: {len(truth)}, among vessels of kinds that the training has not seen. Results: "
+        f"{len(found)}; the strongest, long x short axis and score: {', '.join(sizes) or 'none'}"
     )
-    print(f"\nLesions in the CT, long x short axis and score: {sizes or 'none'}")
     print(
         f"\nSensitivity at false positives per image, on the {reports[0]['num_lesions']} lesions of the "
         f"{reports[0]['num_images']} held-out phantom key slices:\n{tabulate(rows, header, floatfmt='.3f')}"
