@@ -27,7 +27,8 @@ from tabulate import tabulate
 
 from a3d_det2.checkpoint.strict import StrictCheckpointer
 from a3d_det2.data.slices import resample_stack, window_hu
-from a3d_det2.engine.predict import ENGINES, load_config
+from a3d_det2.engine.command import ENGINES
+from a3d_det2.engine.predict import load_config
 from a3d_det2.engine.predictor import LesionPredictor
 from a3d_det2.model_zoo import find_config_file
 from a3d_det2.optional import detectron2_problem

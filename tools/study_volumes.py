@@ -20,7 +20,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from a3d_det2.data.recist import BOX_MARGIN
-from a3d_det2.engine.predict import ENGINES, load_config
+from a3d_det2.engine.command import ENGINES
+from a3d_det2.engine.predict import load_config
 from a3d_det2.engine.predictor import LesionPredictor
 from a3d_det2.model_zoo import find_config_file
 from a3d_det2.volumes import LinkingRule, Volume, link_detections

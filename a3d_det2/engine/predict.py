@@ -28,11 +28,10 @@ from ..volumes import UnreadableVolume, list_volumes
 from ..volumes.linking import SCORES, LinkingRule
 from ..volumes.reading import Source, choose
 from ..volumes.writing import OUTPUTS, replacing_folder, write_results
+from .command import ENGINES
 from .config_check import Start, check_prediction
 from .mistakes import Mistake, exit_on_mistakes, mistakes
 from .predictor import DTYPES, LesionPredictor
-
-ENGINES = ("detectron2", "torchvision")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from ..checkpoint.download import find_weights, sha256
 from ..checkpoint.formats import Published
 from ..checkpoint.strict import StrictCheckpointer
+from ..config import AMP_DTYPES
 from ..data.recist import BOX_MARGIN
 from ..volumes.predictor import Found, VolumePredictor
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, **AMP_DTYPES}
 
 
 class LesionPredictor(VolumePredictor):

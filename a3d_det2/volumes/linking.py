@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .lesion import Detection
-from .volume import WIDEST_GAP
+from .volume import widest_gap
 
 SCORES = ("max", "mean", "noisy-or")
 LEAST_GAP = 2.0  # mm; a slice of the stacks that most models see
@@ -92,7 +92,7 @@ def link_detections(
     ended, active = [], []
     for index, found in by_slice.items():
         step = positions[index] - positions[max(index - 1, 0)]
-        step = max(step, key_interval) if step <= max(2.5 * key_interval, WIDEST_GAP) else key_interval
+        step = max(step, key_interval) if step <= widest_gap(key_interval) else key_interval
         reach = positions[index] - step - gap - TOLERANCE
         ended += [chain for chain in active if positions[chain[-1].index] < reach]
         active = [chain for chain in active if positions[chain[-1].index] >= reach]
@@ -149,7 +149,7 @@ def _without_doubles(lesions: list[Linked], positions: np.ndarray, key_interval:
     """Leave out lesions that overlap one of the same class with a higher score by more than ``most``."""
     if most >= 1 or len(lesions) < 2:
         return lesions
-    flat = np.array([_enclosing([d.box for d in one.detections]) for one in lesions])
+    flat = np.array([enclosing_box([d.box for d in one.detections]) for one in lesions])
     ends = np.array([[positions[one.detections[i].index] for i in (0, -1)] for one in lesions])
     ends += [-key_interval / 2, key_interval / 2]
     classes = np.array([one.detections[0].category for one in lesions])
@@ -167,6 +167,7 @@ def _without_doubles(lesions: list[Linked], positions: np.ndarray, key_interval:
     return [one for one, kept in zip(lesions, is_kept, strict=True) if kept]
 
 
-def _enclosing(boxes: Sequence[np.ndarray]) -> np.ndarray:
+def enclosing_box(boxes: Sequence[np.ndarray]) -> np.ndarray:
+    """The smallest box, (4,), around boxes."""
     boxes = np.array(boxes)
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from .lesion import Detection, Lesion, LesionSlice, Mask, without_margin
-from .linking import Linked
+from .linking import Linked, enclosing_box
 from .volume import Volume
 
 
@@ -47,8 +47,7 @@ def measure_lesion(number: int, linked: Linked, volume: Volume, box_margin: np.n
         centers = np.array([(region[:2] + region[2:]) / 2 for region in regions])
     weights = areas * thickness
     places = np.array([volume.position_of(*center, index) for center, index in zip(centers, indices, strict=True)])
-    boxes = np.array([one.box for one in slices])
-    enclosing = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
+    enclosing = enclosing_box([one.box for one in slices])
     return Lesion(
         number=number,
         score=linked.score,

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..data.series import PngSeries
 from .dicom import list_series, read_dicom
 from .nifti import NiftiFile, nifti_name
 from .png_series import PngFolder
@@ -66,8 +65,9 @@ def list_volumes(path: str, spacing: Sequence[float] | None = None) -> list[Sour
         if RESULTS in names:
             continue  # the label map of a prediction is no CT
         sources += [_nifti(os.path.join(folder, name)) for name in sorted(names) if name.lower().endswith(NIFTI)]
-        if PngSeries(folder).numbers:
-            sources.append(_png(PngFolder(folder, spacing)))
+        pngs = PngFolder(folder, spacing)
+        if pngs.series.numbers:
+            sources.append(_png(pngs))
     return sources
 
 

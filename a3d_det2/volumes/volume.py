@@ -63,7 +63,7 @@ class Volume:
     @property
     def widest_gap(self) -> float:
         """mm between slices up to which they are interpolated, and detections linked."""
-        return max(2.5 * self.slice_interval, WIDEST_GAP)
+        return widest_gap(self.slice_interval)
 
     @property
     def normal(self) -> np.ndarray:
@@ -86,6 +86,11 @@ def usual_interval(positions: np.ndarray) -> float:
     median = np.median(steps)
     usual = steps[~_is_gap(steps, median)]
     return float(usual.mean() if len(usual) else median)
+
+
+def widest_gap(interval: float) -> float:
+    """See :attr:`Volume.widest_gap`."""
+    return max(2.5 * interval, WIDEST_GAP)
 
 
 def _is_gap(steps: np.ndarray, interval: float) -> np.ndarray:

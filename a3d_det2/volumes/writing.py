@@ -31,8 +31,6 @@ OUTPUTS = ("labels", "pictures", "viewer")  # beside lesions.json and lesions.cs
 COLUMNS = (
     "id score category measured_from slice long_axis_mm short_axis_mm extent_mm volume_mm3 x_lps_mm y_lps_mm z_lps_mm"
 ).split()
-
-
 OURS = re.compile(r"lesions\.(json|csv|nii\.gz)|lesion_\d+\.png|viewer\.html")
 
 
