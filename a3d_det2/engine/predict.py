@@ -4,7 +4,8 @@
     a3d-predict -i CT --list
 
 CT is a .nii or .nii.gz, a DICOM file, or a folder with these or with slices as 16-bit PNG, at any depth. OUTPUT gets
-lesions.json, lesions.csv, lesions.nii.gz, pictures and viewer.html; with several volumes a folder of these for each.
+lesions.json, lesions.csv, lesions.nii.gz, lesions.mrk.json, pictures and viewer.html, with --dicom also a Segmentation
+and a structured report for an archive; with several volumes a folder of these for each.
 For research, not a medical device.
 """
 
@@ -14,6 +15,8 @@ import os
 import sys
 import warnings
 from dataclasses import asdict
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from fvcore.common.config import CfgNode
@@ -32,6 +35,9 @@ from .command import ENGINES
 from .config_check import Start, check_prediction
 from .mistakes import Mistake, exit_on_mistakes, mistakes
 from .predictor import DTYPES, LesionPredictor
+
+if TYPE_CHECKING:  # it needs highdicom
+    from ..volumes.dicom_results import DicomResults
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -69,6 +75,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     text = f"of {','.join(OUTPUTS)}, those to leave out, separated by commas"
     out.add_argument("--without", type=output_names, default=[], metavar="NAMES", help=text)
     out.add_argument("--keep-identifiers", action="store_true", help="write whose CT it is into lesions.json")
+    dicom = parser.add_argument_group("DICOM, for archives and their viewers; needs the extra [dicom]")
+    text = "write a Segmentation and a structured report, with the patient and study of the CT, into OUTPUT/dicom"
+    dicom.add_argument("--dicom", action="store_true", help=text)
+    text = "where they cannot refer to the CT (no DICOM, or without UIDs), write it as DICOM with new UIDs beside them"
+    dicom.add_argument("--mint-uids", action="store_true", help=text)
+    text = "leave out all of patient and study but UIDs"
+    dicom.add_argument("--pseudonymous", action="store_true", help=text)
+    dicom.add_argument("--dicom-score", type=float, metavar="SCORE", help="of lesions that are written (all)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, changes of the config")
     args = parser.parse_args(argv)
     if not args.list and not (args.output and args.config_file):
@@ -76,6 +90,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     given, output = (os.path.realpath(path or "") for path in (args.input, args.output))
     if args.output and os.path.commonpath([given, output]) == output:
         parser.error(f"expected an --output that does not hold the input {args.input}, got {args.output}")
+    if not args.dicom and (args.mint_uids or args.pseudonymous or args.dicom_score is not None):
+        parser.error("expected --dicom with --mint-uids, --pseudonymous and --dicom-score")
+    if args.dicom_score is not None and not 0 <= args.dicom_score <= 1:
+        parser.error(f"expected a --dicom-score from 0 to 1, got {args.dicom_score}")
     if args.series == "":
         parser.error("expected a UID or name as --series, got none")
     return args
@@ -130,14 +148,17 @@ def predict(args: argparse.Namespace, sources: list[Source]) -> None:
         Mistake: if the model cannot work, or a volume cannot be read or its results not be written; the others are
             predicted nevertheless.
     """
+    if args.dicom and find_spec("highdicom") is None:
+        raise Mistake("--dicom needs highdicom: pip install 'a3d_det2[dicom]'.")
     predictor, how = build_predictor(args)
+    dicom = build_dicom(args, how)
     failures = []
     for number, source in enumerate(sources, 1):
         folder = args.output if len(sources) == 1 else os.path.join(args.output, f"volume_{number:02d}")
         print(printable(f"{source.kind} {source.name}, {source.slices} slices -> {folder}"), flush=True)
         try:
             with mistakes(kinds=(OSError, ValueError, MemoryError, RuntimeError)):
-                predict_one(args, predictor, source, folder, how)
+                predict_one(args, predictor, source, folder, how, dicom)
         except Mistake as error:
             if len(sources) == 1:
                 raise
@@ -147,15 +168,24 @@ def predict(args: argparse.Namespace, sources: list[Source]) -> None:
         raise Mistake("\n  ".join([f"{len(failures)} of {len(sources)} volumes failed.", *failures]))
 
 
-def predict_one(args: argparse.Namespace, predictor: LesionPredictor, source: Source, folder: str, how: dict) -> None:
+def predict_one(
+    args: argparse.Namespace,
+    predictor: LesionPredictor,
+    source: Source,
+    folder: str,
+    how: dict,
+    dicom: "DicomResults | None",
+) -> None:
     """Read, predict and write one volume.
 
     Raises:
-        UnreadableVolume: if it cannot be read, or shows no body.
+        UnreadableVolume: if it cannot be read, shows no body, or nothing in DICOM can refer to it.
         OSError: if its results cannot be written.
     """
     with replacing_folder(folder) as part:
         volume = source.read()
+        if dicom:
+            dicom.check(volume)
         for note in volume.notes:
             print(f"  Note: {note}")
         lesions = predictor.predict(volume)
@@ -167,9 +197,23 @@ def predict_one(args: argparse.Namespace, predictor: LesionPredictor, source: So
             how=how,
             outputs=[name for name in OUTPUTS if name not in args.without],
             keep_identifiers=args.keep_identifiers,
+            dicom=dicom,
         )
     found = f"{len(lesions)} lesions" if len(lesions) != 1 else "1 lesion"
     print(f"  {found}; {os.path.join(folder, 'lesions.json')}", flush=True)
+    if dicom and not any(lesion.score >= dicom.min_score for lesion in lesions):
+        print("  Note: without a lesion there is neither a Segmentation nor a report.", flush=True)
+
+
+def build_dicom(args: argparse.Namespace, how: dict) -> "DicomResults | None":
+    """What writes the results in DICOM; None if that is not asked for."""
+    if not args.dicom:
+        return None
+    from ..volumes.dicom_results import Algorithm, DicomResults
+
+    parameters = {name: str(how[name]) for name in ("config", "weights_sha256", "engine", "dtype")}
+    algorithm = Algorithm("a3d_det2", __version__, parameters)
+    return DicomResults(algorithm, args.mint_uids, args.pseudonymous, args.dicom_score or 0.0)
 
 
 def build_predictor(args: argparse.Namespace) -> tuple[LesionPredictor, dict]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .origin import Origin
+from .search import search
 from .volume import AIR, UnreadableVolume, Volume, gap_notes, oblique_problem, size_problem, to_int16, usual_interval
 
 TAGS = (
@@ -14,8 +16,12 @@ TAGS = (
     "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 ).split()
 IDENTIFIERS = (
-    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyInstanceUID StudyDescription AccessionNumber "
-    "SeriesInstanceUID SeriesDescription"
+    "PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID StudyInstanceUID "
+    "StudyDescription AccessionNumber ReferringPhysicianName SeriesInstanceUID SeriesDescription"
+).split()
+OTHER_ATTRIBUTES = (
+    "FrameOfReferenceUID PositionReferenceIndicator SeriesNumber "
+    "LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod"
 ).split()
 JPEG = "1.2.840.10008.1.2.4."  # the beginning of the UIDs of such transfer syntaxes
 DECODERS = (  # by how they go on; packages of the extra [volumes], none of them under the GPL
@@ -29,12 +35,13 @@ DOUBLE = 0.01  # mm; positions closer than this are one
 
 @dataclass
 class Slice:
-    """One image: where it lies, and the file and frame that has it."""
+    """One image: where it lies, the file and frame that has it, and the UIDs of the file and of its kind."""
 
     path: str
     frame: int | None
     position: np.ndarray
     instance: str
+    sop_class: str
 
 
 @dataclass(eq=False)
@@ -154,9 +161,9 @@ def _mixed(series: Series, others: Sequence[Series]) -> str:
 def _files(path: str) -> Iterator[str]:
     if os.path.isfile(path):
         yield path
-    for folder, subfolders, names in os.walk(path):
-        subfolders.sort()
-        for name in sorted(names):
+        return
+    for folder, names in search(path):
+        for name in names:
             if os.path.isfile(file := os.path.join(folder, name)):  # and no pipe, which would be waited for
                 yield file
 
@@ -180,8 +187,19 @@ def _images(file: str, tags, path: str) -> Iterator[Series]:
             yield Series(path, uid, description, size, (1.0, 1.0), np.eye(3)[:2], [], problem or "it has no geometry")
             continue
         directions, position, pixel = geometry
-        place = Slice(file, number if frame is not None else None, position, str(tags.get("SOPInstanceUID", "")))
+        uids = str(tags.get("SOPInstanceUID") or ""), str(tags.get("SOPClassUID") or "")
+        place = Slice(file, number if frame is not None else None, position, *uids)
         yield Series(path, uid, description, size, pixel, directions, [place], problem)
+
+
+def _texts(tags, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of those attributes that there are; of several values in one, as DICOM has them."""
+    for name in names:
+        value = tags.get(name)
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        text = "\\".join(map(str, value)) if several else str("" if value is None else value)
+        if text.strip():
+            yield name, text.strip()
 
 
 def _whole(value) -> int:
@@ -261,7 +279,18 @@ def read_dicom(series: Series) -> Volume:
             raise UnreadableVolume(f"{one.path}: expected {series.size} pixels, got {image.shape}")
         image = image.T if transposed else image
         out[:] = image[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
-    instances = tuple(one.instance for one in slices)
+    classes = {one.sop_class for one in slices}
+    origin = Origin(
+        sop_class=classes.pop() if len(classes) == 1 else "",
+        series=series.uid,
+        instances=tuple(one.instance for one in slices),
+        frames=None if slices[0].frame is None else tuple(one.frame for one in slices),
+        size=series.size,
+        pixel=series.pixel,
+        directions=series.directions,
+        positions=positions,
+        attributes=read.attributes,
+    )
     return Volume(
         hu,
         affine,
@@ -269,10 +298,10 @@ def read_dicom(series: Series) -> Volume:
         offsets,
         series.name,
         tuple(notes),
-        instances,
         stored_axes=(1, 0, 2) if transposed else (0, 1, 2),
         stored_flips=(*(flips[::-1] if transposed else flips).tolist(), False),
-        identifiers=read.identifiers,
+        identifiers={name: read.attributes[name] for name in IDENTIFIERS if name in read.attributes},
+        origin=origin,
     )
 
 
@@ -293,19 +322,18 @@ class _Reader:
     """Reads slices in HU; a file of many frames is decoded once.
 
     Attributes:
-        identifiers: what the last file says of patient and study.
+        attributes: what the last file says of patient, study and series.
     """
 
     def __init__(self):
         self._last: tuple[str, np.ndarray, object] | None = None
-        self.identifiers: dict[str, str] = {}
+        self.attributes: dict[str, str] = {}
 
     def __call__(self, one: Slice) -> np.ndarray:
         """(H, W) int16."""
         if self._last is None or self._last[0] != one.path:
             self._last = (one.path, *self._decode(one.path))
-            found = {name: str(self._last[2].get(name, "")).strip() for name in IDENTIFIERS}
-            self.identifiers = {name: value for name, value in found.items() if value}
+            self.attributes = dict(_texts(self._last[2], (*IDENTIFIERS, *OTHER_ATTRIBUTES)))
         _, pixels, tags = self._last
         try:
             return self._hu(pixels, tags, one)

@@ -42,6 +42,8 @@ def _draw_ellipse(labels: np.ndarray, one: LesionSlice, box_margin: np.ndarray, 
     rows, columns = np.mgrid[low[1] : high[1], low[0] : high[0]]
     center, radius = (box[:2] + box[2:]) / 2, (box[2:] - box[:2] + 1) / 2
     inside = ((columns - center[0]) / radius[0]) ** 2 + ((rows - center[1]) / radius[1]) ** 2 <= 1
+    if not inside.any():  # as small as a pixel, and between four of them
+        inside[(len(rows) - 1) // 2, (rows.shape[1] - 1) // 2] = True
     labels[low[1] : high[1], low[0] : high[0]][inside] = number
 
 
@@ -87,6 +89,22 @@ def stored_grid(volume: Volume, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
         to_ours[our_axis, 3] = ours.shape[our_axis] - 1 if is_flipped else 0
         stored = np.flip(stored, axis) if is_flipped else stored
     return stored, LPS_TO_RAS @ affine @ to_ours
+
+
+def stored_slices(volume: Volume, slices: np.ndarray) -> np.ndarray:
+    """Bring slices, (n, H, W) in the orientation of the volume, to that of the images it was read from: (n, rows,
+    columns), as a view."""
+    stored = slices.transpose(0, *(2 - axis for axis in volume.stored_axes[1::-1]))
+    flips = (slice(None, None, -1 if flip else 1) for flip in volume.stored_flips[1::-1])
+    return stored[(slice(None), *flips)]
+
+
+def stored_points(volume: Volume, points: np.ndarray) -> np.ndarray:
+    """Bring points of a slice, (n, 2) of (x, y) in pixels, to those of the image it was read from: (column, row)."""
+    axes = list(volume.stored_axes[:2])
+    lengths = np.array(volume.hu.shape[:0:-1])[axes]
+    points = np.asarray(points, dtype=np.float64)[:, axes]
+    return np.where(volume.stored_flips[:2], lengths - 1 - points, points)
 
 
 def stored_indices(volume: Volume, points: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from .dicom import list_series, read_dicom
 from .nifti import NiftiFile, nifti_name
 from .png_series import PngFolder
+from .search import search
 from .volume import UnreadableVolume, Volume
 
 NIFTI = (".nii", ".nii.gz")
-RESULTS = "lesions.json"  # a folder with it holds results
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,8 @@ def list_volumes(path: str, spacing: Sequence[float] | None = None) -> list[Sour
     if os.path.isfile(path) and path.lower().endswith(NIFTI):
         return [_nifti(path)]
     sources = [_dicom(series) for series in list_series(path)]
-    for folder, subfolders, names in os.walk(path):
-        subfolders.sort()
-        if RESULTS in names:
-            continue  # the label map of a prediction is no CT
-        sources += [_nifti(os.path.join(folder, name)) for name in sorted(names) if name.lower().endswith(NIFTI)]
+    for folder, names in search(path):
+        sources += [_nifti(os.path.join(folder, name)) for name in names if name.lower().endswith(NIFTI)]
         pngs = PngFolder(folder, spacing)
         if pngs.series.numbers:
             sources.append(_png(pngs))

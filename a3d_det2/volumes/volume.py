@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .origin import Origin
+
 AIR = -1024  # HU, of what was not measured
 GAP = 0.1  # of the interval, or mm where that is more; what differs more from it is a gap
 WIDEST_GAP = 10.0  # mm, or 2.5 intervals if that is more; what lies on both sides of a wider one is not put together
@@ -31,9 +33,9 @@ class Volume:
             not zero with a tilted gantry.
         name: of the series, for messages; not that of the patient.
         notes: what was odd about the files, each a sentence.
-        instances: SOP instance UID of each slice, for DICOM.
         stored_axes: for each axis of the file, which of (column, row, slice) it is.
         stored_flips: for each axis of the file, whether it runs the other way.
+        origin: the images that it was read from, if they are DICOM.
         identifiers: what the files say of patient and study, by the names of DICOM's attributes. Nothing of it, nor
             ``name``, is written anywhere unless it is asked for.
     """
@@ -44,10 +46,15 @@ class Volume:
     offsets: np.ndarray
     name: str
     notes: tuple[str, ...] = ()
-    instances: tuple[str, ...] = ()
     stored_axes: tuple[int, int, int] = (0, 1, 2)
     stored_flips: tuple[bool, bool, bool] = (False, False, False)
+    origin: Origin | None = None
     identifiers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def instances(self) -> tuple[str, ...]:
+        """SOP instance UID of each slice, for DICOM."""
+        return self.origin.instances if self.origin else ()
 
     @property
     def spacing(self) -> tuple[float, float]:

@@ -3,10 +3,13 @@
     lesions.json    all that is known of each lesion, and how it was found
     lesions.csv     a line for each lesion
     lesions.nii.gz  a label map on the grid of the input
+    lesions.mrk.json    centres and boxes for 3D Slicer
     lesion_*.png    a picture of each lesion
     viewer.html     the whole volume with its lesions, for a browser
+    dicom/          if asked for, what an archive takes, see dicom_results
 
-Nothing in them names the patient, unless that is asked for: neither a path nor a description of the series is written.
+Nothing but dicom/ names the patient, unless that is asked for: neither a path nor a description of the series is
+written.
 """
 
 import csv
@@ -17,21 +20,29 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .label_map import draw_labels, stored_grid, stored_indices
 from .lesion import Lesion
+from .markups import write_markups
 from .pictures import write_pictures
+from .search import RESULTS
 from .viewer import write_viewer
 from .volume import Volume
 
+if TYPE_CHECKING:  # it needs highdicom
+    from .dicom_results import DicomResults
+
 FORMAT, VERSION = "a3d_det2 lesions", 1
-OUTPUTS = ("labels", "pictures", "viewer")  # beside lesions.json and lesions.csv
+OUTPUTS = ("labels", "markups", "pictures", "viewer")  # beside lesions.json and lesions.csv
 COLUMNS = (
     "id score category measured_from slice long_axis_mm short_axis_mm extent_mm volume_mm3 x_lps_mm y_lps_mm z_lps_mm"
 ).split()
-OURS = re.compile(r"lesions\.(json|csv|nii\.gz)|lesion_\d+\.png|viewer\.html")
+OURS = re.compile(
+    r"lesions\.(json|csv|nii\.gz|mrk\.json)|lesion_\d+\.png|viewer\.html|dicom(/(lesions_(seg|sr)\.dcm|ct(/\d+\.dcm)?))?"
+)
 
 
 def check_folder(folder: str) -> None:
@@ -44,11 +55,12 @@ def check_folder(folder: str) -> None:
         raise FileExistsError(f"{folder}: expected a folder for the results, got a file")
     if os.path.ismount(folder):
         raise FileExistsError(f"{folder}: expected a folder that can be renamed, got a mount point; name one within it")
-    others = [name for name in os.listdir(folder) if not OURS.fullmatch(name)] if os.path.isdir(folder) else []
-    if others:
-        raise FileExistsError(
-            f"{folder}: expected a new folder, an empty one or one with results alone, got one with {others[0]!r}"
-        )
+    for inside, folders, names in os.walk(folder):
+        for name in sorted(folders + names):
+            if not OURS.fullmatch(os.path.relpath(os.path.join(inside, name), folder)):
+                raise FileExistsError(
+                    f"{folder}: expected a new folder, an empty one or one with results alone, got one with {name!r}"
+                )
 
 
 @contextmanager
@@ -92,6 +104,7 @@ def write_results(
     how: dict,
     outputs: Sequence[str] = OUTPUTS,
     keep_identifiers: bool = False,
+    dicom: "DicomResults | None" = None,
 ) -> None:
     """Write all results of a volume, lesions.json last; within :func:`replacing_folder` they appear in one step.
 
@@ -102,22 +115,28 @@ def write_results(
         how: what the lesions were found by, for lesions.json.
         outputs: those of ``OUTPUTS`` to write.
         keep_identifiers: whether lesions.json says whose CT it is.
+        dicom: writes the folder ``dicom``; None leaves it out.
 
     Raises:
-        ValueError: if an output is unknown.
+        ValueError: if an output is unknown, or nothing in DICOM can refer to the volume.
         OSError: if something cannot be written.
     """
     if unknown := set(outputs) - set(OUTPUTS):
         raise ValueError(f"Unknown outputs {', '.join(sorted(unknown))}. Choose of {', '.join(OUTPUTS)}.")
+    if "labels" in outputs or dicom:
+        labels = draw_labels(volume, lesions, box_margin)
     writers: dict[str, Callable[[], object]] = {
-        "labels": lambda: write_labels(os.path.join(folder, "lesions.nii.gz"), volume, lesions, box_margin),
+        "labels": lambda: write_labels(os.path.join(folder, "lesions.nii.gz"), volume, labels),
+        "markups": lambda: write_markups(os.path.join(folder, "lesions.mrk.json"), lesions),
         "pictures": lambda: write_pictures(folder, volume, lesions),
         "viewer": lambda: write_viewer(os.path.join(folder, "viewer.html"), volume, lesions),
     }
     for name in outputs:
         writers[name]()
+    if dicom:
+        dicom.write(os.path.join(folder, "dicom"), volume, lesions, labels)
     write_csv(os.path.join(folder, "lesions.csv"), lesions)
-    with open(os.path.join(folder, "lesions.json"), "w", encoding="utf-8") as f:
+    with open(os.path.join(folder, RESULTS), "w", encoding="utf-8") as f:
         json.dump(describe(volume, lesions, how, keep_identifiers), f, indent=1, allow_nan=False)
 
 
@@ -179,11 +198,11 @@ def write_csv(path: str, lesions: Sequence[Lesion]) -> None:
             writer.writerow([*facts, *(f"{value:.2f}" for value in sizes)])
 
 
-def write_labels(path: str, volume: Volume, lesions: Sequence[Lesion], box_margin: np.ndarray) -> None:
-    """Write the label map, on the grid of the input, as NIfTI."""
+def write_labels(path: str, volume: Volume, labels: np.ndarray) -> None:
+    """Write a label map, (D, H, W), on the grid of the input, as NIfTI."""
     import nibabel
 
-    labels, affine = stored_grid(volume, draw_labels(volume, lesions, box_margin))
-    image = nibabel.Nifti1Image(labels, affine)
+    stored, affine = stored_grid(volume, labels)
+    image = nibabel.Nifti1Image(stored, affine)
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)

@@ -22,9 +22,11 @@ from a3d_det2.engine.predict import main
 from a3d_det2.volumes.phantom import random_volume, write_dicom, write_nifti, write_png
 from tests.engine.conftest import TINY
 from tests.engine.test_predictor import make_config, save_weights
+from tests.volumes.dicom_sources import write_source
 
 ONE_ENGINE = pytest.mark.parametrize("engine", ["torchvision_loop"], indirect=True)  # where it has no part in it
-FILES = ["lesions.csv", "lesions.json", "lesions.nii.gz", "viewer.html"]
+FILES = ["lesions.csv", "lesions.json", "lesions.mrk.json", "lesions.nii.gz", "viewer.html"]
+ALL_BUT_TEXT = "viewer,pictures,labels,markups"
 SIZES = ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64"]
 
 
@@ -120,7 +122,7 @@ def test_writes_all_there_is(run, nifti, tmp_path):
 @ONE_ENGINE
 def test_paths_of_the_command_line_are_left_out(run, nifti, tmp_path):
     opts = ["OUTPUT_DIR", "/data/Smith_John"]
-    assert run(nifti, tmp_path / "out", "--without", "viewer,pictures,labels", opts=opts)[1] is None
+    assert run(nifti, tmp_path / "out", "--without", ALL_BUT_TEXT, opts=opts)[1] is None
     text = (tmp_path / "out" / "lesions.json").read_text()
     assert "Smith" not in text
     assert "(a path)" in text
@@ -135,7 +137,7 @@ def test_dicom_has_instances_and_no_names(run, series, tmp_path):
     names = [*filter(None, identifiers(next(series.iterdir()))), "Smith"]
     for path in (tmp_path / "out").iterdir():
         assert not any(name.encode() in path.read_bytes() for name in names), path
-    _, error = run(series, tmp_path / "out", "--keep-identifiers", "--without", "viewer,pictures,labels")
+    _, error = run(series, tmp_path / "out", "--keep-identifiers", "--without", ALL_BUT_TEXT)
     assert error is None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lesions.csv", "lesions.json"]
     text = (tmp_path / "out" / "lesions.json").read_text()
@@ -147,7 +149,7 @@ def test_several_volumes_each_in_its_folder(run, phantom, nifti, tmp_path):
     write_dicom(str(both / "a"), phantom)
     shutil.copy(nifti, both / "b.nii.gz")
     (both / "notes.txt").write_text("nothing")
-    _, error = run(both, tmp_path / "out", "--without", "viewer,pictures,labels")
+    _, error = run(both, tmp_path / "out", "--without", ALL_BUT_TEXT)
     assert error is None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["volume_01", "volume_02"]
     first, second = (
@@ -155,7 +157,7 @@ def test_several_volumes_each_in_its_folder(run, phantom, nifti, tmp_path):
         for name in ("volume_01", "volume_02")
     )
     assert len(first) == len(second) > 0
-    _, error = run(both, tmp_path / "one", "--series", "b", "--without", "viewer,pictures,labels")
+    _, error = run(both, tmp_path / "one", "--series", "b", "--without", ALL_BUT_TEXT)
     assert error is None
     assert json.loads((tmp_path / "one" / "lesions.json").read_text())["lesions"] == second
 
@@ -166,7 +168,7 @@ def test_one_bad_volume_does_not_end_the_others(run, nifti, tmp_path):
     both.mkdir()
     shutil.copy(nifti, both / "b.nii.gz")
     (both / "a.nii.gz").write_bytes(nifti.read_bytes()[:20000])
-    _, error = run(both, tmp_path / "out", "--without", "viewer,pictures,labels")
+    _, error = run(both, tmp_path / "out", "--without", ALL_BUT_TEXT)
     assert "1 of 2 volumes failed.\n  a: " in error
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["volume_02"]
 
@@ -193,13 +195,13 @@ def test_list(nifti, series, tmp_path, capfd):
 def test_png_with_spacing(run, phantom, tmp_path):
     write_png(str(tmp_path / "deeplesion"), phantom)
     (folder,) = (tmp_path / "deeplesion" / "Images_png").iterdir()
-    _, error = run(folder, tmp_path / "out", "--without", "viewer,pictures,labels")
+    _, error = run(folder, tmp_path / "out", "--without", ALL_BUT_TEXT)
     assert error is None
     (tmp_path / "deeplesion" / "DL_info.csv").unlink()
     _, error = run(folder, tmp_path / "other")
     assert "expected the distances of columns, rows and slices in mm, as --spacing X Y Z" in error
     x, y = np.linalg.norm(phantom.affine[:3, :2], axis=0)
-    _, error = run(folder, tmp_path / "other", "--spacing", x, y, 6, "--without", "viewer,pictures,labels")
+    _, error = run(folder, tmp_path / "other", "--spacing", x, y, 6, "--without", ALL_BUT_TEXT)
     assert error is None
     first, second = (json.loads((tmp_path / name / "lesions.json").read_text())["lesions"] for name in ("out", "other"))
     assert [one["score"] for one in first] == pytest.approx([one["score"] for one in second], abs=1e-6)
@@ -387,9 +389,9 @@ def test_results_beside_the_ct_are_no_ct(run, nifti, tmp_path):
         assert sorted(path.name for path in (ct / "results").iterdir()) == FILES[:-1]
     link = tmp_path / "link"
     link.symlink_to(ct / "results")
-    assert run(nifti, link, "--without", "viewer,pictures,labels")[1] is None
+    assert run(nifti, link, "--without", ALL_BUT_TEXT)[1] is None
     assert link.is_symlink()
-    assert sorted(path.name for path in (ct / "results").iterdir()) == FILES[:-2]
+    assert sorted(path.name for path in (ct / "results").iterdir()) == FILES[:2]
 
 
 @ONE_ENGINE
@@ -427,9 +429,89 @@ def test_killed_while_it_writes(engine, weights, nifti, tmp_path):
         assert not list(tmp_path.glob("out.*.part/lesions.json")) or process.returncode == -signal.SIGKILL
 
 
+def test_dicom(run, series, tmp_path):
+    pytest.importorskip("highdicom")
+    printed, error = run(series, tmp_path / "out", "--dicom", "--without", "viewer,pictures")
+    assert error is None
+    paths = [tmp_path / "out/dicom" / f"lesions_{name}.dcm" for name in ("seg", "sr")]
+    segmentation, report = (pydicom.dcmread(path) for path in paths)
+    source = pydicom.dcmread(next(series.iterdir()))
+    lesions = json.loads((tmp_path / "out/lesions.json").read_text())
+    assert len(segmentation.SegmentSequence) == len(lesions["lesions"]) > 0
+    for path, one in zip(paths, (segmentation, report), strict=True):
+        assert (one.StudyInstanceUID, one.PatientID) == (source.StudyInstanceUID, source.PatientID)
+        assert f"weights_sha256={lesions['how']['weights_sha256']}".encode() in path.read_bytes()
+        assert b"Smith" not in path.read_bytes()  # of the CT's path
+    labels = np.asarray(nibabel.load(tmp_path / "out/lesions.nii.gz").dataobj)
+    pixels = np.unpackbits(np.frombuffer(segmentation.PixelData, np.uint8))
+    assert pixels.sum() == (labels > 0).sum()
+    _, error = run(
+        series, tmp_path / "out", "--dicom", "--pseudonymous", "--dicom-score", "1", "--without", ALL_BUT_TEXT
+    )
+    assert error is None
+    assert not (tmp_path / "out/dicom").exists()
+    printed, _ = run(series, tmp_path / "out", "--dicom", "--min-score", "1", "--without", ALL_BUT_TEXT)
+    assert "Note: without a lesion there is neither a Segmentation nor a report." in printed
+
+
+@ONE_ENGINE
+def test_dicom_of_what_is_none(run, nifti, tmp_path, capfd):
+    pytest.importorskip("highdicom")
+    _, error = run(nifti, tmp_path / "out", "--dicom")
+    assert "expected a CT in DICOM, which results can refer to, got another format; mint_uids (--mint-uids)" in error
+    assert not (tmp_path / "out").exists()
+    for _ in range(2):  # results with a CT among them are results
+        _, error = run(nifti, tmp_path / "out", "--dicom", "--mint-uids", "--without", ALL_BUT_TEXT)
+        assert error is None
+    depth = nibabel.load(nifti).shape[2]
+    assert len(list((tmp_path / "out/dicom/ct").iterdir())) == depth
+    (tmp_path / "out/dicom/ct/mine.txt").write_text("years of work")
+    assert "got one with 'mine.txt'" in run(nifti, tmp_path / "out", "--without", ALL_BUT_TEXT)[1]
+    (tmp_path / "out/dicom/ct/mine.txt").unlink()
+    (tmp_path / "ct").mkdir()
+    shutil.copy(nifti, tmp_path / "ct")
+    shutil.move(tmp_path / "out", tmp_path / "ct/results")
+    listed, _ = finish(["-i", str(tmp_path / "ct"), "--list"], capfd)
+    assert ("NIfTI" in listed, "DICOM" in listed) == (True, False)
+
+
+@ONE_ENGINE
+def test_targets_that_cannot_be_written(run, nifti, tmp_path):
+    _, error = run(nifti, "/proc/nothing/out")
+    assert "/proc/nothing" in error
+
+
+@ONE_ENGINE
+def test_a_multi_frame_image_with_frames_missing(run, tmp_path):
+    write_source(tmp_path / "ct", "enhanced")
+    (path,) = (tmp_path / "ct").iterdir()
+    image = pydicom.dcmread(path)
+    image.PixelData = image.PixelData[: len(image.PixelData) // 2]
+    image.save_as(path)
+    _, error = run(tmp_path / "ct", tmp_path / "out", "--dicom")
+    assert "the slice cannot be read" in error
+    image.NumberOfFrames //= 2
+    image.save_as(path)
+    _, error = run(tmp_path / "ct", tmp_path / "out", "--dicom")
+    assert "got a slice without them" in error
+    assert not (tmp_path / "out").exists()
+
+
+@ONE_ENGINE
+def test_without_highdicom(run, series, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "find_spec", lambda name: None)
+    _, error = run(series, tmp_path / "out", "--dicom")
+    assert "--dicom needs highdicom: pip install 'a3d_det2[dicom]'." in error
+
+
 def test_arguments(capfd):
+    for option in (["--mint-uids"], ["--pseudonymous"], ["--dicom-score", "0.5"]):
+        _, error = finish(["-i", "ct", "-o", "out", "--config-file", "a", *option], capfd)
+        assert "expected --dicom with --mint-uids, --pseudonymous and --dicom-score" in error
+    _, error = finish(["-i", "ct", "-o", "out", "--config-file", "a", "--dicom", "--dicom-score", "2"], capfd)
+    assert "expected a --dicom-score from 0 to 1, got 2.0" in error
     _, error = finish(["-i", "ct", "-o", "out", "--config-file", "a", "--without", "viewer,pdf"], capfd)
-    assert "argument --without: expected of labels, pictures, viewer, got pdf" in error
+    assert "argument --without: expected of labels, markups, pictures, viewer, got pdf" in error
     _, error = finish(["-i", "ct"], capfd)
     assert "expected --output and --config-file, or --list" in error
 

@@ -9,7 +9,7 @@ import pytest
 
 from a3d_det2.volumes.lesion import Lesion, LesionSlice, Mask
 from a3d_det2.volumes.viewer import CODES, GRADES, HU, _grades_that_may_fit, outlines, slice_edges, write_viewer
-from tests.volumes.volumes import make_volume
+from tests.volumes.volumes import make_origin, make_volume
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DEPTH, ROWS, COLUMNS = 60, 96, 128
@@ -41,7 +41,8 @@ def example(tilt=(0.0, 0.0)):
         make_lesion(2, 0.55, second, 41, (24.0, 24.0)),
         make_lesion(3, 0.08, third, 5, (16.0, 15.0)),
     ]
-    secrets = {"instances": tuple(f"1.2.840.113619.{i}" for i in range(DEPTH)), "identifiers": {"PatientID": "P<4711>"}}
+    origin = make_origin(tuple(f"1.2.840.113619.{i}" for i in range(DEPTH)), hu.shape[1:])
+    secrets = {"origin": origin, "identifiers": {"PatientID": "P<4711>"}}
     return make_volume(
         hu.round(), SPACING, positions=POSITIONS, tilt=tilt, notes=("A note on </script> & more.",), **secrets
     ), lesions

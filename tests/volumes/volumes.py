@@ -3,6 +3,7 @@
 import numpy as np
 
 from a3d_det2.volumes import Volume
+from a3d_det2.volumes.origin import Origin
 
 
 def make_volume(hu, spacing=(1.0, 1.0), interval=2.0, positions=None, tilt=(0.0, 0.0), **options) -> Volume:
@@ -13,6 +14,12 @@ def make_volume(hu, spacing=(1.0, 1.0), interval=2.0, positions=None, tilt=(0.0,
     affine = np.diag([*spacing, -positions[-1] / (depth - 1), 1.0])
     offsets = np.arange(depth)[:, None] * np.array(tilt)
     return Volume(hu, affine, positions, offsets, "Nobody^Known", **options)
+
+
+def make_origin(instances, size) -> Origin:
+    """Single images, named by what need not be UIDs, that all lie in one place."""
+    directions, positions = np.eye(3)[:2], np.zeros((len(instances), 3))
+    return Origin("", "", instances, None, size, (1.0, 1.0), directions, positions)
 
 
 def ellipsoids(shape, spacing, interval, lesions, body=True) -> np.ndarray:
