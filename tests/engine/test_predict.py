@@ -445,13 +445,16 @@ def test_dicom(run, series, tmp_path):
     labels = np.asarray(nibabel.load(tmp_path / "out/lesions.nii.gz").dataobj)
     pixels = np.unpackbits(np.frombuffer(segmentation.PixelData, np.uint8))
     assert pixels.sum() == (labels > 0).sum()
-    _, error = run(
-        series, tmp_path / "out", "--dicom", "--pseudonymous", "--dicom-score", "1", "--without", ALL_BUT_TEXT
-    )
-    assert error is None
-    assert not (tmp_path / "out/dicom").exists()
-    printed, _ = run(series, tmp_path / "out", "--dicom", "--min-score", "1", "--without", ALL_BUT_TEXT)
+    scores = [one["score"] for one in lesions["lesions"]]
+    middle = scores[len(scores) // 2]
+    few = ["--dicom", "--pseudonymous", "--dicom-score", middle, "--without", ALL_BUT_TEXT]
+    assert run(series, tmp_path / "out", *few)[1] is None
+    segmentation = pydicom.dcmread(paths[0])
+    assert len(segmentation.SegmentSequence) == sum(score >= middle for score in scores)
+    assert not segmentation.PatientID
+    printed, _ = run(series, tmp_path / "out", "--dicom", "--min-slices", "99", "--without", ALL_BUT_TEXT)
     assert "Note: without a lesion there is neither a Segmentation nor a report." in printed
+    assert not (tmp_path / "out/dicom").exists()
 
 
 @ONE_ENGINE

@@ -22,6 +22,7 @@ from a3d_det2.volumes.dicom_results import Algorithm, DicomResults, source_probl
 from a3d_det2.volumes.label_map import draw_labels, stored_slices
 from a3d_det2.volumes.phantom import random_volume, write_dicom, write_nifti
 from a3d_det2.volumes.writing import write_labels
+from tests.volumes.archive import PLUGIN
 from tests.volumes.dicom_sources import KINDS, MARGIN, make_lesions, write_source
 
 ALGORITHM = Algorithm("a3d_det2", "0.0", {"config": "a3d_7slice.yaml", "weights_sha256": "0" * 64})
@@ -437,3 +438,34 @@ def test_two_series_of_a_study(tmp_path):
         assert series.SeriesInstanceUID == volume.origin.series
         written[name] = {segmentation.SeriesInstanceUID, segmentation.SOPInstanceUID, series.SeriesInstanceUID}
     assert not written["a"] & written["b"]
+
+
+def isolated(*command) -> subprocess.CompletedProcess:
+    """Run in a network namespace that has nothing but a loopback."""
+    return subprocess.run(["unshare", "--net", *map(str, command)], capture_output=True, text=True, timeout=300)
+
+
+def test_an_archive_takes_them_and_gives_them_back(case, tmp_path):
+    if not shutil.which("Orthanc") or not PLUGIN.exists():
+        pytest.skip("Orthanc with its DICOMweb plugin (Debian's orthanc and orthanc-dicomweb) is not installed")
+    if isolated("ip", "link").returncode:
+        pytest.skip("this user may not make a network namespace")
+    sources = sorted((case.folder / "ct").iterdir())
+    files = [*sources, case.segmentation_path, case.report_path]
+    done = isolated(sys.executable, Path(__file__).with_name("archive.py"), tmp_path, *files)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["stored"], said["studies"]) == (len(files), 1)
+    found = {one["modality"]: one for one in said["series"]}
+    assert {name: one["count"] for name, one in found.items()} == {"CT": len(sources), "SEG": 1, "SR": 1}
+    assert found["CT"]["series"] == case.volume.origin.series
+    assert found["SEG"]["series"] == case.segmentation.SeriesInstanceUID
+    assert said["bytes"] > sum(path.stat().st_size for path in files)
+
+
+def test_an_archive_refuses_what_is_none(tmp_path):
+    if not shutil.which("Orthanc") or not PLUGIN.exists() or isolated("ip", "link").returncode:
+        pytest.skip("see above")
+    (tmp_path / "letter.dcm").write_text("Dear colleague")
+    done = isolated(sys.executable, Path(__file__).with_name("archive.py"), tmp_path, tmp_path / "letter.dcm")
+    assert json.loads(done.stdout)["stored"] == 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence, PlanePositionSequence
+from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from highdicom.uid import UID
 from pydicom.sr.codedict import codes
@@ -11,6 +12,8 @@ from pydicom.sr.codedict import codes
 from ..lesion import Lesion
 from .equipment import Algorithm, equipment
 from .source import SourceImages
+
+COLOURS = "orange deepskyblue limegreen gold orchid tomato turquoise".split()  # of segments, one after the other
 
 
 def build_segmentation(
@@ -46,6 +49,7 @@ def build_segmentation(
             identification,
             tracking_uid=uid,
             tracking_id=tracking_id(lesion),
+            display_color=CIELabColor.from_string(COLOURS[(lesion.number - 1) % len(COLOURS)]),
         )
         for lesion, uid in zip(lesions, tracking, strict=True)
     ]
