@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from tabulate import tabulate
@@ -94,6 +95,7 @@ def main() -> None:
     command = ["tools/predict.py", "--engine", engine, "-i", str(ct / "volume_001"), "-o", str(volume)]
     command += ["--config-file", "configs/quick/a3d_7slice.yaml"]
     command += ["--weights", str(output / "a3d_7slice" / "model_final.pth")]
+    command += ["--dicom"] if find_spec("highdicom") else []
     run("7. Its lesions", output / "volume.log", *command, *args.opts)
 
     reports = [json.loads((output / name / "inference" / "froc.json").read_text()) for name in RUNS.values()]
@@ -112,7 +114,8 @@ def main() -> None:
     )
     print(f"\nDone in {time.monotonic() - start:.0f} s. Written:")
     pages = (output / "pictures" / "overview.png", output / "report" / "report.html", volume / "viewer.html")
-    for path in (results / "froc.json", results / "froc.png", *pages):
+    dicom = sorted(volume.glob("dicom/*"))
+    for path in (results / "froc.json", results / "froc.png", *pages, *dicom):
         print(f"  {os.path.relpath(path)}")
     print(f"Engine: {engine}")
 

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -39,6 +40,9 @@ def test_demo_says_which_engine_it_was(repo, phantom_root, tmp_path, engine):
     assert (tmp_path / "pictures" / "overview.png").is_file()
     assert (tmp_path / "report" / "report.html").is_file()
     assert (tmp_path / "volume" / "viewer.html").is_file()
+    lesions = json.loads((tmp_path / "volume" / "lesions.json").read_text())["lesions"]
+    has_report = bool(lesions) and find_spec("highdicom") is not None
+    assert (tmp_path / "volume" / "dicom" / "lesions_sr.dcm").is_file() == has_report
     assert "\nLesions in the CT" in done.stdout
 
 
