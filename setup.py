@@ -43,7 +43,7 @@ setup(
         "a3d_det2.configs": ["*.yaml"],
         "a3d_det2.configs.quick": ["*.yaml"],
         "a3d_det2.configs.published": ["*.yaml"],
-        "a3d_det2.evaluation.report": ["page.html"],
+        "a3d_det2.evaluation.report": ["page.html", "volumes.html", "style.css"],
         "a3d_det2.volumes": ["viewer.html"],
     },
     ext_modules=[
@@ -65,6 +65,7 @@ setup(
         next(filter(is_installed, OPENCV), "opencv-python-headless"),
         "pillow",
         "pycocotools",
+        "scipy",
         "tabulate",
         "torch>=2.6",
         "tqdm",

@@ -7,7 +7,8 @@ Prints FROC by stratum with confidence intervals, AP50 and the quality of masks,
     a3d-evaluate --ground-truth datasets/deeplesion/DL_info.csv \
         --compare a3d=output/a3d_7slice/inference/coco_instances_results.json none=other.csv
 
-Needs no model and no Detectron2. --output gets evaluation.json, scores.csv, report.html and pictures/.
+With --volumes it scores lesions in three dimensions; a3d-evaluate --volumes --help tells how. Needs no model and no
+Detectron2. --output gets evaluation.json, scores.csv, report.html and pictures/.
 """
 
 import argparse
@@ -135,8 +136,13 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: the command line without the program's name; None takes that of the process.
     """
-    args = parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    if "--volumes" in (sys.argv[1:] if argv is None else argv):
+        from . import evaluate_volumes  # it uses this module
+
+        evaluate_volumes.main(argv)
+        return
+    args = parse_args(argv)
     try:
         rule = MatchRule(args.overlap, args.threshold, args.plus_one, args.repeat_hits)
         images, title = read_ground_truth(args)

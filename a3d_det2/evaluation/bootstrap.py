@@ -63,11 +63,23 @@ class ResampledFroc:
         ranks = self._first_ranks_too_many(images)
         hit_by = matches.hit_by[lesions]
         order = np.argsort(hit_by, kind="stable")
-        weights = self._weights[:, self._patient[matches.lesion_image[lesions][order]]]  # (R, lesions)
-        found = np.concatenate([np.zeros((len(weights), 1), dtype=np.int64), np.cumsum(weights, axis=1)], axis=1)
-        hits = np.take_along_axis(found, np.searchsorted(hit_by[order], ranks, side="left"), axis=1)
+        # Of the lesions in the order in which they are hit, how many are hit before each rank.
+        kept = np.searchsorted(hit_by[order], ranks, side="left")
+        sums = self._sums(self._patient[matches.lesion_image[lesions][order]], kept)
         with np.errstate(invalid="ignore"):
-            return hits / found[:, -1:].astype(np.float64)
+            return sums[:, :-1] / sums[:, -1:].astype(np.float64)
+
+    def _sums(self, patient: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """(R, L + 1): how often each resample has the first ``kept`` (R, L) of these patients, and all of them."""
+        small = self._weights.astype(np.int32)
+        sums = np.zeros((len(small), kept.shape[1] + 1), dtype=np.int64)
+        ends = np.column_stack([kept, np.full(len(kept), len(patient))])
+        step = max(1, _CHUNK // max(1, len(patient)))
+        for start in range(0, len(small) if len(patient) else 0, step):
+            rows = slice(start, start + step)
+            total = np.cumsum(small[rows].take(patient, axis=1), axis=1, dtype=np.int32)
+            sums[rows] = np.where(ends[rows] > 0, np.take_along_axis(total, np.maximum(ends[rows] - 1, 0), axis=1), 0)
+        return sums
 
     def _first_ranks_too_many(self, images: np.ndarray) -> np.ndarray:
         """(R, L) rank of the first false positive that exceeds each level; the number of detections where none does."""

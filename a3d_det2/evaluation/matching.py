@@ -1,6 +1,7 @@
 """Which detections hit which lesions: done once, before curves, strata and resampling.
 
-Pure NumPy. Legend: n detections and m lesions of all images together, XYXY boxes in absolute pixels.
+Legend: n detections and m lesions of all images together; boxes in absolute pixels, (x1, y1, x2, y2), or in volumes
+(x1, y1, z1, x2, y2, z2). "Image" is said of both.
 """
 
 import warnings
@@ -11,6 +12,7 @@ import numpy as np
 
 OVERLAPS = ("iou", "iobb", "centre")
 REPEAT_HITS = ("ignored", "false_positive")
+ASSIGNMENTS = ("several", "greedy", "optimal")
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,14 @@ class MatchRule:
         threshold: lowest overlap of a hit.
         plus_one: the boxes name their last pixels: width = x2 - x1 + 1, as in the published evaluation. Otherwise
             width = x2 - x1, as in COCO's.
-        repeat_hits: what a detection is that hits only lesions which were hit before, by a higher score: "ignored", so
-            that it is neither a true nor a false positive, or "false_positive", as in COCO's evaluation.
+        repeat_hits: what a detection is that overlaps enough only lesions which are hit by others: "ignored", so that
+            it is neither a true nor a false positive, or "false_positive", as in COCO's evaluation.
+        assignment: which lesions a detection hits, of those that it overlaps enough:
+            "several": all of them.
+            "greedy": by falling score, that which it overlaps most of those not hit yet, and of equals the last one, as
+                in COCO's evaluation.
+            "optimal": one each, so that in each image the sum of 1 + overlap over the pairs is greatest; scores play no
+                part.
 
     Raises:
         ValueError: on an unknown name, or a threshold outside (0, 1].
@@ -37,32 +45,46 @@ class MatchRule:
     threshold: float = 0.5
     plus_one: bool = True
     repeat_hits: str = "ignored"
+    assignment: str = "several"
 
     def __post_init__(self):
         for name, value, choices in (
             ("overlap", self.overlap, OVERLAPS),
             ("repeat_hits", self.repeat_hits, REPEAT_HITS),
+            ("assignment", self.assignment, ASSIGNMENTS),
         ):
             if value not in choices:
                 raise ValueError(f"Unknown {name} {value!r}. Choose one of {', '.join(choices)}.")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"The threshold of a hit must be in (0, 1]. Got {self.threshold} instead!")
 
-    def hits(self, detections: np.ndarray, lesions: np.ndarray) -> np.ndarray:
-        """Whether paired boxes overlap enough.
+    def overlaps(self, detections: np.ndarray, lesions: np.ndarray) -> np.ndarray:
+        """How much paired boxes overlap.
 
         Args:
-            detections, lesions: (..., 4), broadcast against each other.
+            detections, lesions: (..., 2 d), broadcast against each other.
 
         Returns:
-            (...) bool; False where a box is not finite, or ends before it begins.
+            (...) float64: with "centre" 1 or 0; 0 where a box is not finite, or ends before it begins.
         """
         valid = _ends_after_it_begins(detections) & _ends_after_it_begins(lesions)
-        with np.errstate(invalid="ignore"):  # infinite boxes give NaN, which compares as False
+        with np.errstate(invalid="ignore"):  # infinite boxes give NaN
             if self.overlap == "centre":
-                centre = (detections[..., :2] + detections[..., 2:]) / 2
-                return valid & np.all((lesions[..., :2] <= centre) & (centre <= lesions[..., 2:]), axis=-1)
-            return valid & (paired_overlap(detections, lesions, self.overlap, self.plus_one) >= self.threshold)
+                d = detections.shape[-1] // 2
+                centre = (detections[..., :d] + detections[..., d:]) / 2
+                found = np.all((lesions[..., :d] <= centre) & (centre <= lesions[..., d:]), axis=-1).astype(np.float64)
+            else:
+                found = paired_overlap(detections, lesions, self.overlap, self.plus_one)
+            return np.where(valid & (found > 0), found, 0.0)
+
+    def hits(self, detections: np.ndarray, lesions: np.ndarray) -> np.ndarray:
+        """Whether paired boxes overlap enough, (...) bool; see :meth:`overlaps`."""
+        return self.overlaps(detections, lesions) >= self.least
+
+    @property
+    def least(self) -> float:
+        """The lowest overlap of a hit."""
+        return 1.0 if self.overlap == "centre" else self.threshold
 
     def __str__(self) -> str:
         if self.overlap == "centre":
@@ -70,16 +92,18 @@ class MatchRule:
         else:
             text = f"{ {'iou': 'IoU', 'iobb': 'IoBB'}[self.overlap] } >= {self.threshold:g}"
             text += ", width = x2 - x1 + 1" if self.plus_one else ", width = x2 - x1"
-        return f"{text}, repeat hits {self.repeat_hits.replace('_', ' ')}"
+        one = "" if self.assignment == "several" else f", one lesion each ({self.assignment})"
+        return f"{text}{one}, repeat hits {self.repeat_hits.replace('_', ' ')}"
 
 
 def is_box(boxes: np.ndarray) -> np.ndarray:
-    """(..., 4) -> (...) bool: finite, and not ending before it begins."""
+    """(..., 2 d) -> (...) bool: finite, and not ending before it begins."""
     return np.isfinite(boxes).all(axis=-1) & _ends_after_it_begins(boxes)
 
 
 def _ends_after_it_begins(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[..., 0] <= boxes[..., 2]) & (boxes[..., 1] <= boxes[..., 3])
+    d = boxes.shape[-1] // 2
+    return (boxes[..., :d] <= boxes[..., d:]).all(axis=-1)
 
 
 def paired_overlap(
@@ -88,19 +112,16 @@ def paired_overlap(
     """IoU or IoBB of paired boxes; see :class:`MatchRule`.
 
     Args:
-        detections, lesions: (..., 4), broadcast against each other.
+        detections, lesions: (..., 2 d), broadcast against each other.
 
     Returns:
         (...) float64; NaN for two boxes without area.
     """
-    one = 1 if plus_one else 0
-    low = np.maximum(detections[..., :2], lesions[..., :2])
-    high = np.minimum(detections[..., 2:], lesions[..., 2:])
-    size = np.maximum(high - low + one, 0)
-    intersection = size[..., 0] * size[..., 1]
-    area, other_area = (
-        (boxes[..., 2] - boxes[..., 0] + one) * (boxes[..., 3] - boxes[..., 1] + one) for boxes in (detections, lesions)
-    )
+    one, d = 1 if plus_one else 0, detections.shape[-1] // 2
+    low = np.maximum(detections[..., :d], lesions[..., :d])
+    high = np.minimum(detections[..., d:], lesions[..., d:])
+    intersection = np.maximum(high - low + one, 0).prod(axis=-1)
+    area, other_area = ((boxes[..., d:] - boxes[..., :d] + one).prod(axis=-1) for boxes in (detections, lesions))
     with np.errstate(invalid="ignore"):
         return intersection / (area if overlap == "iobb" else area + other_area - intersection)
 
@@ -177,35 +198,113 @@ def match(
         ValueError: if a lesion's box is not finite or ends before it begins, or an image's index is out of range.
     """
     rule = rule or MatchRule()
-    for name, index in (("image", image), ("lesion_image", lesion_image)):
-        if len(index) and not (index.min() >= 0 and index.max() < num_images):
-            raise ValueError(f"{name}: expected indices in [0, {num_images}), got {index.min()} to {index.max()}.")
+    _check_indices(image, lesion_image, num_images)
     if not is_box(lesion_boxes).all():
         first = int(np.argmin(is_box(lesion_boxes)))
         raise ValueError(f"Lesion {first}: expected a box x1 <= x2, y1 <= y2, got {lesion_boxes[first].tolist()}.")
-    nan = np.isnan(scores)
-    if nan.any():
-        warnings.warn(f"{nan.sum()} of {len(nan)} detections have NaN as their score and are left out.", stacklevel=2)
-    detection = np.argsort(-scores, kind="stable")[: len(scores) - nan.sum()]  # NaN is sorted to the end
-    rank = np.full(len(scores), -1)
-    rank[detection] = np.arange(len(detection))
-
     # All pairs of a detection and a lesion of the same image.
     by_image = np.argsort(lesion_image, kind="stable")
     per_image = np.bincount(lesion_image, minlength=num_images)
     first_lesion = np.cumsum(per_image) - per_image
-    partners = np.where(nan, 0, per_image[image])
+    partners = per_image[image]
     candidate = np.repeat(np.arange(len(scores)), partners)
     within = np.arange(len(candidate)) - np.repeat(np.cumsum(partners) - partners, partners)
     lesion = by_image[first_lesion[image[candidate]] + within]
-    hit = rule.hits(boxes[candidate], lesion_boxes[lesion])
-    hitting, lesion = rank[candidate[hit]], lesion[hit]
+    overlap = rule.overlaps(boxes[candidate], lesion_boxes[lesion])
+    return match_pairs(scores, image, lesion_image, num_images, candidate, lesion, overlap, rule)
 
-    hit_by = np.full(len(lesion_image), len(detection))
+
+def match_pairs(
+    scores: np.ndarray,
+    image: np.ndarray,
+    lesion_image: np.ndarray,
+    num_images: int,
+    detection: np.ndarray,
+    lesion: np.ndarray,
+    overlap: np.ndarray,
+    rule: MatchRule,
+    excluded: np.ndarray | None = None,
+) -> Matches:
+    """Match detections to lesions whose overlaps are known, however they were found.
+
+    Args:
+        scores, image, lesion_image, num_images: see :func:`match`.
+        detection, lesion: (k,) index of the detection and of the lesion of each pair. Pairs of one image that are not
+            among them do not overlap.
+        overlap: (k,) of the pairs; those of at least ``rule.least`` count.
+        rule: its assignment and repeat hits.
+        excluded: (m,) bool, lesions that nobody need find: they are left out of the table, and a detection that
+            overlaps one enough is no false positive. None is none of them.
+
+    Raises:
+        ValueError: if an image's index is out of range.
+    """
+    _check_indices(image, lesion_image, num_images)
+    nan = np.isnan(scores)
+    if nan.any():
+        warnings.warn(f"{nan.sum()} of {len(nan)} detections have NaN as their score and are left out.", stacklevel=3)
+    order = np.argsort(-scores, kind="stable")[: len(scores) - nan.sum()]  # NaN is sorted to the end
+    rank = np.full(len(scores), -1)
+    rank[order] = np.arange(len(order))
+    enough = (overlap >= rule.least) & ~nan[detection]
+    hitting, lesion, overlap = rank[detection[enough]], lesion[enough], overlap[enough]
+    is_hit = np.zeros(len(order), dtype=bool)  # ranks that overlap a lesion enough
+    is_hit[hitting] = True
+    no_mistake = np.zeros(len(order), dtype=bool)
+    if excluded is not None:
+        no_mistake[hitting[excluded[lesion]]] = True
+        number = np.cumsum(~excluded) - 1
+        hitting, lesion, overlap = (values[~excluded[lesion]] for values in (hitting, lesion, overlap))
+        lesion, lesion_image = number[lesion], lesion_image[~excluded]
+    if rule.assignment == "greedy":
+        hitting, lesion = _greedy(hitting, lesion, overlap)
+    elif rule.assignment == "optimal":
+        hitting, lesion = _optimal(hitting, lesion, overlap, image[order])
+    hit_by = np.full(len(lesion_image), len(order))
     np.minimum.at(hit_by, lesion, hitting)
-    false_positive = np.ones(len(detection), dtype=bool)
-    false_positive[hitting if rule.repeat_hits == "ignored" else hit_by[hit_by < len(detection)]] = False
-    return Matches(num_images, detection, scores[detection], image[detection], false_positive, lesion_image, hit_by)
+    if rule.repeat_hits == "ignored":
+        no_mistake |= is_hit
+    else:
+        no_mistake[hit_by[hit_by < len(order)]] = True
+    return Matches(num_images, order, scores[order], image[order], ~no_mistake, lesion_image, hit_by)
+
+
+def _check_indices(image: np.ndarray, lesion_image: np.ndarray, num_images: int) -> None:
+    for name, index in (("image", image), ("lesion_image", lesion_image)):
+        if len(index) and not (index.min() >= 0 and index.max() < num_images):
+            raise ValueError(f"{name}: expected indices in [0, {num_images}), got {index.min()} to {index.max()}.")
+
+
+def _greedy(hitting: np.ndarray, lesion: np.ndarray, overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of pairs of a rank and a lesion, those by which each has the other alone: rank by rank the greatest overlap."""
+    taken, pairs, last = set(), [], -1
+    for one in np.lexsort((-lesion, -overlap, hitting)).tolist():
+        if hitting[one] != last and lesion[one] not in taken:
+            last = hitting[one]
+            taken.add(lesion[one])
+            pairs.append(one)
+    return hitting[pairs], lesion[pairs]
+
+
+def _optimal(
+    hitting: np.ndarray, lesion: np.ndarray, overlap: np.ndarray, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of pairs of a rank and a lesion, those by which each has the other alone: in each image with the greatest sum of
+    1 + overlap."""
+    from scipy.optimize import linear_sum_assignment
+
+    chosen: list[tuple[int, int]] = []
+    order = np.argsort(image[hitting], kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(image[hitting][order])) + 1):
+        rows, row = np.unique(lesion[group], return_inverse=True)
+        columns, column = np.unique(hitting[group], return_inverse=True)
+        gain = np.zeros((len(rows), len(columns)))
+        gain[row, column] = 1 + overlap[group]  # so that a pair more is mostly worth more than a better one
+        for r, c in zip(*linear_sum_assignment(gain, maximize=True), strict=True):
+            if gain[r, c] > 0:
+                chosen.append((columns[c], rows[r]))
+    pairs = np.array(chosen, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def match_per_image(

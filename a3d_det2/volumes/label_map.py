@@ -117,3 +117,15 @@ def stored_indices(volume: Volume, points: np.ndarray) -> np.ndarray:
     points = points[:, list(volume.stored_axes)]
     flipped = lengths[list(volume.stored_axes)] - 1 - points
     return np.where(volume.stored_flips, flipped, points)
+
+
+def volume_indices(volume: Volume, points: np.ndarray) -> np.ndarray:
+    """Bring points, (n, 3), of :func:`stored_indices` back to (x, y, z) indices of the volume."""
+    interval, nearest = regular_grid(volume)
+    lengths = np.array([*volume.hu.shape[:0:-1], len(nearest)])
+    stored = np.where(volume.stored_flips, lengths[list(volume.stored_axes)] - 1 - np.asarray(points), points)
+    found = np.empty_like(stored, dtype=np.float64)
+    found[:, list(volume.stored_axes)] = stored
+    positions = volume.positions - volume.positions[0]
+    found[:, 2] = np.interp(found[:, 2] * interval, positions, np.arange(len(positions)))
+    return found

@@ -67,12 +67,13 @@ def write_pictures(folder: str, volume: Volume, lesions: Sequence[Lesion], *, mo
     for lesion in lesions[:most]:
         path = os.path.join(folder, f"lesion_{lesion.number:03d}.png")
         with replacing(path) as part:
-            _plot(volume, lesion).savefig(part, format="png", dpi=150)
+            plot_lesion(volume, lesion).savefig(part, format="png", dpi=150)
         paths.append(path)
     return paths
 
 
-def _plot(volume: Volume, lesion: Lesion) -> Figure:
+def plot_lesion(volume: Volume, lesion: Lesion) -> Figure:
+    """Draw a lesion in three planes through it."""
     width, level = WINDOWS[window_of(volume, lesion)]
     planes = [_axial(volume, lesion), _coronal(volume, lesion), _sagittal(volume, lesion)]
     sizes = [np.ptp(np.concatenate(plane.shapes), axis=0).max() for plane in planes]

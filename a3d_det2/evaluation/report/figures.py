@@ -19,7 +19,10 @@ _FAR = 1e5  # px; matplotlib cannot draw what is much farther away
 
 
 def plot_froc(
-    curves: dict[str, FrocCurve], bands: dict[str, np.ndarray] | None = None, highest_fps: float = 16
+    curves: dict[str, FrocCurve],
+    bands: dict[str, np.ndarray] | None = None,
+    highest_fps: float = 16,
+    per: str = "image",
 ) -> Figure:
     """Draw FROC curves, with a logarithmic axis from 1/8 to ``highest_fps`` false positives per image.
 
@@ -27,6 +30,7 @@ def plot_froc(
         curves: by their name in the legend; one without lesions is left out. A curve is drawn dotted beyond its last
             detection, where the last sensitivity goes on.
         bands: for some of the names, (500, 2) limits of a confidence band at :func:`froc_axis`.
+        per: what the axis calls an image.
     """
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -46,7 +50,7 @@ def plot_froc(
     axes.set(xscale="log", xlim=(fps[0], fps[-1]), ylim=(0, 1.02))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="False positives per image", ylabel="Sensitivity")
+    axes.set(xlabel=f"False positives per {per}", ylabel="Sensitivity")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(loc="lower right")

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from ...files import replacing
 from ..bootstrap import ResampledFroc, percentile_interval
-from ..split_evaluation import CONFIDENCE, SplitEvaluation
+from ..froc_evaluation import CONFIDENCE, FrocEvaluation
+from ..split_evaluation import SplitEvaluation
 from .figures import froc_axis, plain, plot_froc, plot_scores, plot_strata
 from .gallery import SHOWN_FPS, Case, case_panels, chosen_cases, plot_panel, plot_panels
 from .tables import comparison_rows, interval_text, percent, scored_parts
@@ -49,29 +50,43 @@ def write_report(
         the path of the report.
     """
     os.makedirs(os.path.join(folder, "pictures"), exist_ok=True)
-    pictures = _Pictures(os.path.join(folder, "pictures"))
+    pictures = Pictures(os.path.join(folder, "pictures"))
     first = next(iter(summaries.values()))
-    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"percent": percent, "number": _number}
-    page = environment.get_template("page.html").render(
-        title=title,
-        first=first,
-        rule=str(next(iter(evaluations.values())).rule),
-        summaries=summaries,
-        parts={name: list(scored_parts(summary)) for name, summary in summaries.items()},
-        interval=interval_text,
-        comparison=None if comparison is None else list(comparison_rows(comparison, first)),
-        charts=_charts(evaluations, summaries, pictures),
-        gallery=None if load_slices is None else _gallery(evaluations, load_slices, gallery, pictures),
-        shown_fps=SHOWN_FPS,
+    page = (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            first=first,
+            rule=str(next(iter(evaluations.values())).rule),
+            summaries=summaries,
+            parts={name: list(scored_parts(summary)) for name, summary in summaries.items()},
+            interval=interval_text,
+            comparison=None if comparison is None else list(comparison_rows(comparison, first)),
+            charts=_charts(evaluations, summaries, pictures),
+            gallery=None if load_slices is None else _gallery(evaluations, load_slices, gallery, pictures),
+            shown_fps=SHOWN_FPS,
+        )
     )
+    return write_page(folder, page)
+
+
+def environment() -> Environment:
+    """For the templates beside this file."""
+    made = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
+    made.filters |= {"percent": percent, "number": _number}
+    return made
+
+
+def write_page(folder: str, page: str) -> str:
+    """Write ``report.html`` in one step; returns its path."""
     path = os.path.join(folder, "report.html")
     with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
         f.write(page)
     return path
 
 
-class _Pictures:
+class Pictures:
     """Writes figures as PNG, and gives them as data URIs for the page."""
 
     def __init__(self, folder: str):
@@ -97,10 +112,10 @@ def _data_uri(figure: Figure, kind: str, mime: str, **options) -> str:
     return f"data:image/{mime};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _charts(evaluations: dict[str, SplitEvaluation], summaries: dict[str, dict], pictures: _Pictures) -> dict:
+def _charts(evaluations: dict[str, SplitEvaluation], summaries: dict[str, dict], pictures: Pictures) -> dict:
     curves = {name: evaluation.curve() for name, evaluation in evaluations.items()}
     highest = max(1, *next(iter(evaluations.values())).fps_per_image)
-    bands = {name: _band(evaluation, froc_axis(highest)) for name, evaluation in evaluations.items()}
+    bands = {name: band(evaluation, froc_axis(highest)) for name, evaluation in evaluations.items()}
     averages = {
         name: {
             f"{group}: {stratum}" if group else "all": (scores["average"], *scores["average_interval"])
@@ -118,7 +133,7 @@ def _charts(evaluations: dict[str, SplitEvaluation], summaries: dict[str, dict],
     }
 
 
-def _band(evaluation: SplitEvaluation, levels: np.ndarray) -> np.ndarray:
+def band(evaluation: FrocEvaluation, levels: np.ndarray) -> np.ndarray:
     """(len(levels), 2) limits of the confidence band of the FROC curve."""
     resampled = ResampledFroc(evaluation.matches, evaluation.patient, evaluation.weights, levels)
     return percentile_interval(resampled.sensitivities(), CONFIDENCE)
@@ -136,7 +151,7 @@ def _plot_scores(evaluation: SplitEvaluation, summary: dict) -> Figure:
     return plot_scores(kinds, [point["score_threshold"] for point in summary["operating_points"]])
 
 
-def _gallery(evaluations: dict[str, SplitEvaluation], load: SliceLoader, count: int, pictures: _Pictures) -> list[dict]:
+def _gallery(evaluations: dict[str, SplitEvaluation], load: SliceLoader, count: int, pictures: Pictures) -> list[dict]:
     first = next(iter(evaluations.values()))
     sections = list(chosen_cases(first, count))
     unreadable = []
@@ -156,7 +171,7 @@ def _gallery(evaluations: dict[str, SplitEvaluation], load: SliceLoader, count: 
     return gallery
 
 
-def _show(case: Case, name: str, evaluations: dict, load: SliceLoader, pictures: _Pictures, unreadable: list) -> dict:
+def _show(case: Case, name: str, evaluations: dict, load: SliceLoader, pictures: Pictures, unreadable: list) -> dict:
     image = next(iter(evaluations.values())).images[case.image]
     shown = {"image": str(image["image_id"]), "caption": case.caption, "rows": [], "error": None}
     try:
