@@ -214,8 +214,8 @@ def main(argv: list[str] | None = None) -> None:
         for measure, agreement in summary["agreement"].items():
             low, high = agreement["limits"]
             print(
-                f"{measure}: found minus annotated {agreement['bias']:.2f}, limits of agreement {low:.2f} to {high:.2f}, "
-                f"{agreement['num_lesions']} lesions"
+                f"{measure}: found minus annotated {agreement['bias']:.2f}, limits of agreement {low:.2f} to "
+                f"{high:.2f}, {agreement['num_lesions']} lesions"
             )
     for rule, comparison in (comparisons or {}).items():
         print(f"\n{' minus '.join(files)}, {rule}\n{comparison_table(comparison, summaries[rule][next(iter(files))])}")

@@ -114,8 +114,9 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    warnings.filterwarnings("ignore", module="pydicom")
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    for library in ("pydicom", "highdicom"):  # they quote names of patients
+        warnings.filterwarnings("ignore", module=library)
+        logging.getLogger(library).setLevel(logging.ERROR)
     with exit_on_mistakes():
         with mistakes(kinds=(OSError, ValueError, ImportError)):
             sources = list_volumes(args.input, args.spacing)
@@ -201,6 +202,8 @@ def predict_one(
         )
     found = f"{len(lesions)} lesions" if len(lesions) != 1 else "1 lesion"
     print(f"  {found}; {os.path.join(folder, 'lesions.json')}", flush=True)
+    if dicom and dicom.pseudonymous:
+        print("  Note: an archive that has the CT under its patient must not get the DICOM files.", flush=True)
     if dicom and not any(lesion.score >= dicom.min_score for lesion in lesions):
         print("  Note: without a lesion there is neither a Segmentation nor a report.", flush=True)
 

@@ -20,8 +20,7 @@ IDENTIFIERS = (
     "StudyDescription AccessionNumber ReferringPhysicianName SeriesInstanceUID SeriesDescription"
 ).split()
 OTHER_ATTRIBUTES = (
-    "FrameOfReferenceUID PositionReferenceIndicator SeriesNumber "
-    "LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod"
+    "FrameOfReferenceUID LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod"
 ).split()
 JPEG = "1.2.840.10008.1.2.4."  # the beginning of the UIDs of such transfer syntaxes
 DECODERS = (  # by how they go on; packages of the extra [volumes], none of them under the GPL
@@ -192,14 +191,17 @@ def _images(file: str, tags, path: str) -> Iterator[Series]:
         yield Series(path, uid, description, size, pixel, directions, [place], problem)
 
 
-def _texts(tags, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names and values of those attributes that there are; of several values in one, as DICOM has them."""
+def _texts(tags, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Names and values of those attributes that there are. What is neither text nor a number is left out."""
+    from pydicom.valuerep import PersonName
+
     for name in names:
         value = tags.get(name)
-        several = isinstance(value, Sequence) and not isinstance(value, str)
-        text = "\\".join(map(str, value)) if several else str("" if value is None else value)
-        if text.strip():
-            yield name, text.strip()
+        several = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
+        if all(isinstance(one, (str, int, float, PersonName)) for one in several):
+            texts = tuple(text for one in several if (text := str(one).strip()))
+            if texts:
+                yield name, texts
 
 
 def _whole(value) -> int:
@@ -300,7 +302,7 @@ def read_dicom(series: Series) -> Volume:
         tuple(notes),
         stored_axes=(1, 0, 2) if transposed else (0, 1, 2),
         stored_flips=(*(flips[::-1] if transposed else flips).tolist(), False),
-        identifiers={name: read.attributes[name] for name in IDENTIFIERS if name in read.attributes},
+        identifiers={name: "\\".join(read.attributes[name][0]) for name in IDENTIFIERS if name in read.attributes},
         origin=origin,
     )
 
@@ -322,18 +324,21 @@ class _Reader:
     """Reads slices in HU; a file of many frames is decoded once.
 
     Attributes:
-        attributes: what the last file says of patient, study and series.
+        attributes: what the files say of patient, study and series, each value that differs from those before it.
     """
 
     def __init__(self):
         self._last: tuple[str, np.ndarray, object] | None = None
-        self.attributes: dict[str, str] = {}
+        self.attributes: dict[str, list[tuple[str, ...]]] = {}
 
     def __call__(self, one: Slice) -> np.ndarray:
         """(H, W) int16."""
         if self._last is None or self._last[0] != one.path:
             self._last = (one.path, *self._decode(one.path))
-            self.attributes = dict(_texts(self._last[2], (*IDENTIFIERS, *OTHER_ATTRIBUTES)))
+            for name, values in _texts(self._last[2], (*IDENTIFIERS, *OTHER_ATTRIBUTES)):
+                known = self.attributes.setdefault(name, [])
+                if values not in known:
+                    known.append(values)
         _, pixels, tags = self._last
         try:
             return self._hu(pixels, tags, one)

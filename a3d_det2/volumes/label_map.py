@@ -39,6 +39,8 @@ def _draw_ellipse(labels: np.ndarray, one: LesionSlice, box_margin: np.ndarray, 
     box = without_margin(one.box, box_margin)
     low = np.maximum(np.floor(box[:2]).astype(int), 0)
     high = np.minimum(np.ceil(box[2:]).astype(int) + 1, labels.shape[::-1])
+    if (low >= high).any():  # beside the slice
+        return
     rows, columns = np.mgrid[low[1] : high[1], low[0] : high[0]]
     center, radius = (box[:2] + box[2:]) / 2, (box[2:] - box[:2] + 1) / 2
     inside = ((columns - center[0]) / radius[0]) ** 2 + ((rows - center[1]) / radius[1]) ** 2 <= 1

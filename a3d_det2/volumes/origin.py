@@ -1,6 +1,6 @@
 """The DICOM images that the slices of a volume are, for what is made of it to refer to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,8 @@ class Origin:
         pixel: mm between rows and between columns.
         directions: (2, 3), that of increasing column and of increasing row, LPS.
         positions: (D, 3), centre of the first pixel of each slice, LPS, mm.
-        attributes: of patient, study and series, by their names in DICOM.
+        attributes: of patient, study and series, by their names in DICOM: what the images say, more than one entry if
+            they differ; an entry has more than one value if the attribute has.
     """
 
     sop_class: str
@@ -30,4 +31,8 @@ class Origin:
     pixel: tuple[float, float]
     directions: np.ndarray
     positions: np.ndarray
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
+
+    def value(self, name: str) -> str:
+        """The first value of an attribute; "" if there is none."""
+        return self.attributes[name][0][0] if name in self.attributes else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .dicom import list_series, read_dicom
 from .nifti import NiftiFile, nifti_name
 from .png_series import PngFolder
-from .search import search
+from .search import read_results, search
 from .volume import UnreadableVolume, Volume
 
 NIFTI = (".nii", ".nii.gz")
@@ -99,7 +99,8 @@ def choose(path: str, sources: Sequence[Source], series: str | None = None) -> l
     if usable := [one for one in named if not one.problem]:
         return usable
     if not sources:
-        raise UnreadableVolume(f"{path}: expected a CT as DICOM, NIfTI or 16-bit PNG, got no such file")
+        got = "a folder of results" if read_results(path) is not None else "no such file"
+        raise UnreadableVolume(f"{path}: expected a CT as DICOM, NIfTI or 16-bit PNG, got {got}")
     wanted = "a CT volume that can be used" if series is None else f"a CT volume with the UID or name {series!r}"
     if series is not None and not named:
         raise UnreadableVolume(f"{path}: expected {wanted}, got these:\n{_lines(sources)}")

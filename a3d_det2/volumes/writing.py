@@ -28,21 +28,20 @@ from .label_map import draw_labels, stored_grid, stored_indices
 from .lesion import Lesion
 from .markups import write_markups
 from .pictures import write_pictures
-from .search import RESULTS
+from .search import FORMAT, RESULTS, read_results
 from .viewer import write_viewer
 from .volume import Volume
 
 if TYPE_CHECKING:  # it needs highdicom
     from .dicom_results import DicomResults
 
-FORMAT, VERSION = "a3d_det2 lesions", 1
+VERSION = 1
 OUTPUTS = ("labels", "markups", "pictures", "viewer")  # beside lesions.json and lesions.csv
 COLUMNS = (
     "id score category measured_from slice long_axis_mm short_axis_mm extent_mm volume_mm3 x_lps_mm y_lps_mm z_lps_mm"
 ).split()
-OURS = re.compile(
-    r"lesions\.(json|csv|nii\.gz|mrk\.json)|lesion_\d+\.png|viewer\.html|dicom(/(lesions_(seg|sr)\.dcm|ct(/\d+\.dcm)?))?"
-)
+OURS = re.compile(r"lesions\.(json|csv|nii\.gz|mrk\.json)|lesion_\d+\.png|viewer\.html")
+OUR_DICOM = re.compile(r"dicom(/(lesions_(seg|sr)\.dcm|ct(/\d{4,}\.dcm)?))?")  # only where lesions.json tells of it
 
 
 def check_folder(folder: str) -> None:
@@ -55,9 +54,11 @@ def check_folder(folder: str) -> None:
         raise FileExistsError(f"{folder}: expected a folder for the results, got a file")
     if os.path.ismount(folder):
         raise FileExistsError(f"{folder}: expected a folder that can be renamed, got a mount point; name one within it")
+    has_dicom = os.path.isdir(folder) and bool((read_results(folder) or {}).get("dicom"))
     for inside, folders, names in os.walk(folder):
         for name in sorted(folders + names):
-            if not OURS.fullmatch(os.path.relpath(os.path.join(inside, name), folder)):
+            path = os.path.relpath(os.path.join(inside, name), folder)
+            if not (OURS.fullmatch(path) or (has_dicom and OUR_DICOM.fullmatch(path))):
                 raise FileExistsError(
                     f"{folder}: expected a new folder, an empty one or one with results alone, got one with {name!r}"
                 )
@@ -137,10 +138,13 @@ def write_results(
         dicom.write(os.path.join(folder, "dicom"), volume, lesions, labels)
     write_csv(os.path.join(folder, "lesions.csv"), lesions)
     with open(os.path.join(folder, RESULTS), "w", encoding="utf-8") as f:
-        json.dump(describe(volume, lesions, how, keep_identifiers), f, indent=1, allow_nan=False)
+        content = describe(volume, lesions, how, keep_identifiers, has_dicom=dicom is not None)
+        json.dump(content, f, indent=1, allow_nan=False)
 
 
-def describe(volume: Volume, lesions: Sequence[Lesion], how: dict, keep_identifiers: bool = False) -> dict:
+def describe(
+    volume: Volume, lesions: Sequence[Lesion], how: dict, keep_identifiers: bool = False, has_dicom: bool = False
+) -> dict:
     """What lesions.json says."""
     depth, height, width = volume.hu.shape
     return {
@@ -148,6 +152,7 @@ def describe(volume: Volume, lesions: Sequence[Lesion], how: dict, keep_identifi
         "version": VERSION,
         "notice": "Research use only, not a medical device.",
         "how": how,
+        "dicom": has_dicom,
         "volume": {
             "columns": width,
             "rows": height,

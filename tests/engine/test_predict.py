@@ -380,6 +380,24 @@ def test_folders_with_other_things_are_left_alone(run, nifti, tmp_path):
 
 
 @ONE_ENGINE
+def test_dicom_files_of_ones_own_are_left_alone(run, nifti, series, tmp_path):
+    """A patient's folder with a CT in dicom/ct, and another file to predict."""
+    patient = tmp_path / "patient"
+    (patient / "dicom").mkdir(parents=True)
+    shutil.copytree(series, patient / "dicom/ct")
+    for number, path in enumerate(sorted((patient / "dicom/ct").iterdir())):
+        path.rename(path.with_name(f"{number:04d}.dcm"))
+    count = len(list((patient / "dicom/ct").iterdir()))
+    assert "got one with 'dicom'" in run(nifti, patient, "--without", ALL_BUT_TEXT)[1]
+    (patient / "lesions.json").write_text('{"my": "annotations"}')
+    assert "got one with 'dicom'" in run(nifti, patient, "--without", ALL_BUT_TEXT)[1]
+    assert len(list((patient / "dicom/ct").iterdir())) == count
+    listed, _ = run(patient, tmp_path / "out", "--list")  # nor are annotations a reason to leave the CT out
+    assert "DICOM" in listed
+    assert "can be predicted" in listed
+
+
+@ONE_ENGINE
 def test_results_beside_the_ct_are_no_ct(run, nifti, tmp_path):
     ct = tmp_path / "ct"
     ct.mkdir()

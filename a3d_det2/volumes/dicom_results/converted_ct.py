@@ -10,16 +10,17 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from ..origin import Origin
 from ..volume import Volume
 from .equipment import Algorithm, equipment
-from .source import is_valid_uid, source_images, study_attributes
+from .source import SourceImages, is_valid_uid
 
 
 def mint_origin(volume: Volume) -> Volume:
     """The volume as a series of images that are yet to be written, in its own orientation. UIDs of study and frame of
     reference stay where there are valid ones; all others are new."""
-    attributes = dict(volume.origin.attributes) if volume.origin else {}
+    known = volume.origin.attributes if volume.origin else {}
+    attributes = {name: found for name, found in known.items() if len(found) == 1}  # of images that agree
     for name in ("StudyInstanceUID", "FrameOfReferenceUID"):
-        if not is_valid_uid(attributes.get(name, "")):
-            attributes[name] = generate_uid()
+        if name not in attributes or not is_valid_uid(attributes[name][0][0]):
+            attributes[name] = [(generate_uid(),)]
     axes = volume.affine[:3, :2] / np.linalg.norm(volume.affine[:3, :2], axis=0)
     origin = Origin(
         sop_class=CTImageStorage,
@@ -36,15 +37,15 @@ def mint_origin(volume: Volume) -> Volume:
 
 
 def write_converted_ct(
-    folder: str, volume: Volume, algorithm: Algorithm, series_number: int, pseudonymous: bool
+    folder: str, volume: Volume, images: SourceImages, algorithm: Algorithm, series_number: int
 ) -> None:
-    """Write the images of :func:`mint_origin` as CT Image Storage, a file for each slice, in HU.
+    """Write the images of a volume from :func:`mint_origin` as CT Image Storage, a file for each slice, in HU.
 
     Raises:
         OSError: if they cannot be written.
     """
     os.makedirs(folder)
-    common = study_attributes(volume.origin.attributes, pseudonymous)
+    common = Dataset()
     made_by = equipment(algorithm)
     common.Manufacturer, common.ManufacturerModelName = made_by["manufacturer"], made_by["manufacturer_model_name"]
     common.SoftwareVersions = made_by["software_versions"]
@@ -55,7 +56,7 @@ def write_converted_ct(
     common.SamplesPerPixel, common.PhotometricInterpretation = 1, "MONOCHROME2"
     common.BitsAllocated, common.BitsStored, common.HighBit, common.PixelRepresentation = 16, 16, 15, 1
     common.RescaleSlope, common.RescaleIntercept, common.RescaleType = "1", "0", "HU"
-    for number, (one, hu) in enumerate(zip(source_images(volume, pseudonymous).slices, volume.hu, strict=True), 1):
+    for number, (one, hu) in enumerate(zip(images.slices, volume.hu, strict=True), 1):
         image = Dataset()
         for described in (common, one):
             image.update({element.tag: element for element in described})

@@ -109,7 +109,7 @@ def _axes(
         line = CoordinatesForMeasurement(
             GraphicTypeValues.POLYLINE, image_points(stored_points(volume, ends)), source_image=image
         )
-        return Measurement(name, round(millimeters, 4), codes.UCUM.Millimeter, referenced_coordinates=[line])
+        return Measurement(name, round(float(millimeters), 4), codes.UCUM.Millimeter, referenced_coordinates=[line])
 
     return MeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid, BIDIRECTIONAL),
@@ -140,7 +140,7 @@ def _extent(
         finding_type=codes.SCT.Lesion,
         algorithm_id=identification,
         measurements=[
-            Measurement(codes.SCT.Volume, round(lesion.volume_mm3, 4), codes.UCUM.CubicMillimeter),
-            Measurement(codes.DCM.CertaintyOfFinding, round(100 * lesion.score, 4), codes.UCUM.Percent),
+            Measurement(codes.SCT.Volume, round(float(lesion.volume_mm3), 4), codes.UCUM.CubicMillimeter),
+            Measurement(codes.DCM.CertaintyOfFinding, round(100 * float(lesion.score), 4), codes.UCUM.Percent),
         ],
     )

@@ -1,5 +1,6 @@
 """The images that results refer to, described by as little as that takes."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from pydicom import config
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
-from pydicom.valuerep import format_number_as_ds, validate_value
+from pydicom.valuerep import DA, TM, format_number_as_ds
 
 from ..origin import Origin
 from ..volume import Volume
@@ -20,7 +21,8 @@ IDENTITY = (
     "ReferringPhysicianName"
 ).split()
 OPTIONAL = ("IssuerOfPatientID",)
-FREE_TEXT = ("LO", "PN", "SH")  # of these a value that is too long is still the one in the archive
+# Of all else a value that is too long is still the one in the archive.
+FORMS = {"DA": (r"\d{8}", DA), "TM": (r"\d\d([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", TM)}
 SEXES = ("M", "F", "O")
 
 
@@ -29,9 +31,12 @@ def source_problem(volume: Volume) -> str:
     origin = volume.origin
     if origin is None:
         return "expected a CT in DICOM, which results can refer to, got another format"
+    for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        if len(found := origin.attributes.get(name, ())) > 1:
+            return f"expected images with one {name}, got {len(found)} different ones"
     uids = {
-        "study": [origin.attributes.get("StudyInstanceUID", "")],
-        "frame of reference": [origin.attributes.get("FrameOfReferenceUID", "")],
+        "study": [origin.value("StudyInstanceUID")],
+        "frame of reference": [origin.value("FrameOfReferenceUID")],
         "series": [origin.series],
         "image": origin.instances,
     }
@@ -120,7 +125,7 @@ def source_images(volume: Volume, pseudonymous: bool = False) -> SourceImages:
         pseudonymous: leaves out all of patient and study but UIDs.
     """
     origin = volume.origin
-    common = study_attributes(origin.attributes, pseudonymous)
+    common = _study_attributes(origin, pseudonymous)
     common.SOPClassUID, common.SeriesInstanceUID, common.Modality = origin.sop_class, origin.series, "CT"
     common.Rows, common.Columns = origin.size
     common.PixelSpacing = [decimal(v) for v in origin.pixel]
@@ -136,36 +141,36 @@ def source_images(volume: Volume, pseudonymous: bool = False) -> SourceImages:
     return SourceImages(slices, None if origin.frames is None else [number + 1 for number in origin.frames])
 
 
-def study_attributes(attributes, pseudonymous: bool) -> Dataset:
-    """Of ``attributes``, see :class:`.Origin`, those by which an object belongs to its patient and study. Dates, times
-    and sexes that the standard does not know are left empty."""
+def _study_attributes(origin: Origin, pseudonymous: bool) -> Dataset:
+    """Those by which an object belongs to its patient and study. Dates, times and sexes that the standard does not know
+    are left empty; of several values the first is taken."""
     found = Dataset()
     found.SpecificCharacterSet = "ISO_IR 192"
     for name in IDENTITY:
-        value = "" if pseudonymous else attributes.get(name, "")
+        value = "" if pseudonymous else origin.value(name)
         if name not in OPTIONAL or value:
-            setattr(found, name, value if _is_valid(name, value) else "")
-    found.StudyInstanceUID = attributes["StudyInstanceUID"]
-    found.FrameOfReferenceUID = attributes["FrameOfReferenceUID"]
-    found.PositionReferenceIndicator = attributes.get("PositionReferenceIndicator", "")
-    if attributes.get("LossyImageCompression") == "01":  # what was made from such images stays marked
-        for name in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if name in attributes:
-                setattr(found, name, attributes[name].split("\\") if "\\" in attributes[name] else attributes[name])
+            setattr(found, name, value if not value or _is_valid(name, value) else "")
+    found.StudyInstanceUID, found.FrameOfReferenceUID = map(origin.value, ("StudyInstanceUID", "FrameOfReferenceUID"))
+    found.PositionReferenceIndicator = ""
+    if ("01",) in origin.attributes.get("LossyImageCompression", ()):  # what was made from such images stays marked
+        found.LossyImageCompression = "01"
+        for name in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if name in origin.attributes:
+                setattr(found, name, list(origin.attributes[name][0]))
     return found
 
 
 def _is_valid(name: str, value: str) -> bool:
     if name == "PatientSex":
         return value in SEXES
-    vr = dictionary_VR(name)
-    if vr in FREE_TEXT:
+    form = FORMS.get(dictionary_VR(name))
+    if form is None:
         return True
+    pattern, parse = form
     try:
-        validate_value(vr, value, config.RAISE)
+        return bool(re.fullmatch(pattern, value)) and parse(value) is not None
     except ValueError:
         return False
-    return True
 
 
 def decimal(value: float) -> str:

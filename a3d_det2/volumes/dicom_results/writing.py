@@ -52,25 +52,28 @@ class DicomResults:
         """Write what there is to write of a volume; without a lesion neither object, as neither can be empty.
 
         Args:
-            folder: to write into; made if need be.
+            folder: to make and write into, if there is anything to write.
             volume, lesions: see :class:`.VolumePredictor`.
-            labels: (D, H, W) uint16, see :func:`.draw_labels`.
+            labels: (D, H, W), see :func:`.draw_labels`.
 
         Raises:
             UnreadableVolume: see :meth:`check`.
-            OSError: if something cannot be written.
+            OSError: if the folder is there already, or something cannot be written.
         """
         self.check(volume)
-        if source_problem(volume):
-            volume = mint_origin(volume)
-            path = os.path.join(folder, "ct")
-            write_converted_ct(path, volume, self.algorithm, CT_SERIES, self.pseudonymous)
+        is_minted = bool(source_problem(volume))
+        volume = mint_origin(volume) if is_minted else volume
         lesions = [lesion for lesion in lesions if lesion.score >= self.min_score]
+        if not (lesions or is_minted):
+            return
+        os.makedirs(folder)
+        images = source_images(volume, self.pseudonymous)
+        if is_minted:
+            write_converted_ct(os.path.join(folder, "ct"), volume, images, self.algorithm, CT_SERIES)
         if not lesions:
             return
-        os.makedirs(folder, exist_ok=True)
-        labels = np.where(labels <= len(lesions), labels, labels.dtype.type(0))
-        images, tracking = source_images(volume, self.pseudonymous), [UID() for _ in lesions]
+        labels = np.where(labels <= len(lesions), labels, 0).astype(np.uint16)
+        tracking = [UID() for _ in lesions]
         segmentation = build_segmentation(
             images, stored_slices(volume, labels), lesions, tracking, self.algorithm, SEGMENTATION_SERIES
         )
