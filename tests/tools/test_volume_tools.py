@@ -29,9 +29,9 @@ def test_study(repo, tmp_path):
     arguments += ["torchvision", "--volumes", 2, "--size", 64, "--output", tmp_path / "study.json"]
     printed = run(repo, "study_volumes", *arguments, *TINY, *size)
     report = json.loads((tmp_path / "study.json").read_text())
-    assert {"default", "IoU 0.3"} <= report["linking"].keys()
+    assert {"default", "IoU 0.3"} <= report["linkings"].keys()
     assert "one slice is enough" in printed
-    for one in report["linking"].values():
+    for one in report["linkings"].values():
         assert np.all(np.diff(one["sensitivity"]) >= 0)
 
 
@@ -47,23 +47,3 @@ def test_benchmark(repo, tmp_path):
     speeds = json.loads((tmp_path / "speed.json").read_text())["speed"]["seconds_per_mm"]
     assert len(speeds) == 3
     assert "bfloat16, body" in printed
-
-
-def test_hits_of_the_study(repo, monkeypatch):
-    """A result finds one lesion at most, and a second result of the same lesion is a false positive."""
-    monkeypatch.syspath_prepend(str(repo / "tools"))
-    import study_volumes
-
-    class Result:
-        def __init__(self, score, box):
-            self.score, self.box_voxel = score, np.array(box, dtype=float)
-
-    box, other = [[0, 0, 0], [9, 9, 3]], [[30, 30, 0], [39, 39, 3]]
-    lesions = [[{"box_deeplesion": box}, {"box_deeplesion": other}], []]
-    results = [[Result(0.9, box), Result(0.8, box), Result(0.5, other)], [Result(0.7, box)]]
-    pairs, found_at = study_volumes.match(results, lesions, 0.3)
-    assert sorted(pairs) == [(0.5, True), (0.7, False), (0.8, False), (0.9, True)]
-    assert found_at == [[0.9, 0.5], []]
-    at = [study_volumes.sensitivity(pairs, found_at, 2, fps)[0] for fps in (0.1, 0.5, 1.0)]
-    assert at == [0.5, 0.5, 1.0]
-    assert study_volumes.overlaps(np.array([box]), np.array([other, box]))[0].tolist() == [0.0, 1.0]
