@@ -7,7 +7,9 @@
     average_precision    COCO's AP50
     mask_quality         Dice and diameters
     detection_reader     reads and checks results
-    split_evaluation     all of these for one result on a split, and for the difference of two
+    froc_evaluation      sensitivities with intervals of one result, and the difference of two
+    split_evaluation     all of these for one result on a split
+    volumes              and on whole volumes, by the rules that others publish
     report               what people look at: tables, figures, gallery, page
     evaluation_files     the files and metrics that an evaluation of either engine ends with
     deeplesion_evaluation    Detectron2's evaluator, the only one here that imports Detectron2
