@@ -30,7 +30,7 @@ from ..data.slices import is_interval, load_slice_stack
 from ..evaluation.detection_reader import read_detections
 from ..evaluation.evaluation_files import write_json
 from ..evaluation.froc import FPS_PER_IMAGE
-from ..evaluation.matching import OVERLAPS, REPEAT_HITS, MatchRule
+from ..evaluation.matching import ASSIGNMENTS, OVERLAPS, REPEAT_HITS, MatchRule
 from ..evaluation.report.page import write_report
 from ..evaluation.report.tables import comparison_table, csv_rows, score_table
 from ..evaluation.split_evaluation import SplitEvaluation, compare, nan_to_none
@@ -72,6 +72,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--plus-one", action=argparse.BooleanOptionalAction, default=True, help="width = x2 - x1 + 1, as published"
     )
     parser.add_argument("--repeat-hits", choices=REPEAT_HITS, default="ignored", help="(default %(default)s)")
+    parser.add_argument("--assignment", choices=ASSIGNMENTS, default="several", help="which lesions one detection hits")
     parser.add_argument("--fps-per-image", type=at_least(float, 0), nargs="+", default=FPS_PER_IMAGE, metavar="FPS")
     parser.add_argument(
         "--resamples", type=at_least(int, 0), default=1000, help="of the bootstrap (default %(default)s)"
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     args = parse_args(argv)
     try:
-        rule = MatchRule(args.overlap, args.threshold, args.plus_one, args.repeat_hits)
+        rule = MatchRule(args.overlap, args.threshold, args.plus_one, args.repeat_hits, args.assignment)
         images, title = read_ground_truth(args)
         image_ids = [image["image_id"] for image in images]
         files = named(args.results or args.compare)

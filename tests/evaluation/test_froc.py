@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from a3d_det2.evaluation.froc import FrocCurve, froc_curve, froc_sensitivities
 from a3d_det2.evaluation.matching import MatchRule, match_per_image, paired_overlap
@@ -283,3 +285,55 @@ def test_curve_keeps_its_denominators():
     assert (curve.num_images, curve.num_lesions) == (2, 2)
     assert curve.fps_per_image.tolist() == [0, 0.5]
     assert curve.sensitivity.tolist() == [0.5, 0.5]
+
+
+def test_assignments():
+    """A box on two lesions, and a better one on the second with the lower score."""
+    lesions = [np.array([[0, 0, 9, 9], [10, 0, 19, 9]])]
+    found = [np.array([[2, 0, 19, 9, 0.9], [10, 0, 19, 9, 0.5]])]
+
+    def hits(assignment, repeat_hits="false_positive"):
+        rule = MatchRule(threshold=0.3, assignment=assignment, repeat_hits=repeat_hits)
+        matches = match_per_image(found, lesions, rule)
+        return matches.hit_by.tolist(), matches.false_positive.tolist()
+
+    assert hits("several") == ([0, 0], [False, True])
+    assert hits("greedy") == ([2, 0], [False, True])  # the first takes the lesion it overlaps most
+    assert hits("optimal") == ([0, 1], [False, False])
+    assert hits("greedy", "ignored") == ([2, 0], [False, False])
+    with pytest.raises(ValueError, match="Unknown assignment 'any'"):
+        MatchRule(assignment="any")
+
+
+def test_greedy_is_cocos_matching():
+    """The same detections are true, and the same lesions found, as by pycocotools, with equal scores and overlaps."""
+    rng = np.random.default_rng(0)
+    rule = MatchRule(threshold=0.3, plus_one=False, repeat_hits="false_positive", assignment="greedy")
+    hits = 0
+    for _ in range(300):
+        n, m = rng.integers(1, 7), rng.integers(1, 5)
+        low = rng.integers(0, 6, (n + m, 2))
+        boxes = np.concatenate([low, low + rng.integers(1, 5, (n + m, 2))], axis=1).astype(float)
+        scores = rng.integers(1, 4, n) / 4
+        coco = COCO()
+        coco.dataset = {"images": [{"id": 1}], "categories": [{"id": 1}]}
+        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        common = {"image_id": 1, "category_id": 1, "iscrowd": 0}
+        coco.dataset["annotations"] = [
+            {"id": 1 + j, "bbox": xywh[n + j].tolist(), "area": float(xywh[n + j, 2:].prod()), **common}
+            for j in range(m)
+        ]
+        coco.createIndex()
+        found = coco.loadRes([{**common, "bbox": xywh[i].tolist(), "score": float(scores[i])} for i in range(n)])
+        evaluation = COCOeval(coco, found, "bbox")
+        evaluation.params.iouThrs, evaluation.params.maxDets = np.array([0.3]), [100]
+        evaluation.params.areaRng = [[0, 1e10]]
+        evaluation.evaluate()
+        theirs = evaluation.evalImgs[0]
+        matches = match_per_image([np.column_stack([boxes[:n], scores])], [boxes[n:]], rule)
+        assert (theirs["dtMatches"][0] > 0).tolist() == (~matches.false_positive).tolist()
+        given = [theirs["dtIds"][k] if k < n else 0 for k in matches.hit_by]
+        by_id = dict(zip(theirs["gtIds"], theirs["gtMatches"][0], strict=True))
+        assert given == [by_id[1 + j] for j in range(m)]
+        hits += int((~matches.false_positive).sum())
+    assert hits > 300
