@@ -336,4 +336,4 @@ def test_greedy_is_cocos_matching():
         by_id = dict(zip(theirs["gtIds"], theirs["gtMatches"][0], strict=True))
         assert given == [by_id[1 + j] for j in range(m)]
         hits += int((~matches.false_positive).sum())
-    assert hits > 300
+    assert hits > 100
