@@ -14,6 +14,7 @@ import csv
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -43,6 +44,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     results.add_argument("--compare", nargs=2, metavar="[NAME=]PATH", help="two of them, with a test of the difference")
     parser.add_argument("--ground-truth", required=True, metavar="PATH", help="folder, .csv or .pkl")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the manual test set (%(default)s)")
+    text = "of results of a3d-predict: without or with the detector's margin (tight for label maps)"
+    parser.add_argument("--boxes", choices=("tight", "detector"), help=text)
     text = "rules of a hit; strata and gallery are by the first (all that can be used)"
     parser.add_argument("--rules", nargs="+", choices=RULES, metavar="RULE", help=f"{text}: {', '.join(RULES)}")
     parser.add_argument("--images", metavar="DIR", help="of the CTs, NAME.nii.gz or NAME/, for the gallery")
@@ -169,7 +172,9 @@ def lesion_drawer(folder: str, volumes: Sequence[TrueVolume], found: Sequence[Fo
         box = np.array([*low[:2], *high[:2]])
         detections = [Detection(k, box, score) for k in range(first, last_slice + 1)]
         lesion = measure_lesion(number + 1, Linked(detections, score), volume, np.zeros(2))
-        return plot_lesion(volume, lesion)
+        lesion = replace(lesion, largest=(first + last_slice) // 2)  # all are as large
+        name = f"lesion {volumes[index].lesions[number]}" if is_true else f"result, score {score:.2f}"
+        return plot_lesion(volume, lesion, name)
 
     return draw
 
@@ -184,8 +189,9 @@ def main(argv: list[str] | None = None) -> None:
         volumes = read_truth(args.ground_truth, args.split)
         files = named(args.results or args.compare)
         found, warnings = {}, []
+        tight = args.boxes == "tight" or (args.boxes is None and volumes[0].labels is not None)
         for name, path in files.items():
-            found[name], said = read_results(path, volumes)
+            found[name], said = read_results(path, volumes, tight)
             warnings += [f"{name}: {text}" for text in said]
         rules, left_out = chosen_rules(args.rules, volumes, found)
         if args.output:

@@ -106,3 +106,22 @@ class Lesion:
         """What there is of it on a slice of the volume."""
         first = self.slices[0].index
         return self.slices[index - first] if first <= index <= self.slices[-1].index else None
+
+    def tight_box(self, margin: np.ndarray) -> np.ndarray:
+        """What ``box_voxel`` is around its masks, or without masks around its boxes less ``margin``.
+
+        Args:
+            margin: (2,) pixels in x and y between a lesion and its box.
+
+        Returns:
+            (2, 3), the lowest and highest corner.
+        """
+        corners = []
+        for one in self.slices:
+            if self.measured_from == "mask":
+                rows, columns = np.nonzero(one.mask.pixels)
+                low, high = (np.array([f(columns) + one.mask.left, f(rows) + one.mask.top]) for f in (np.min, np.max))
+            else:
+                low, high = without_margin(one.box, margin).reshape(2, 2)
+            corners += [[*low, one.index], [*high, one.index]]
+        return np.array([np.min(corners, axis=0), np.max(corners, axis=0)], dtype=np.float64)

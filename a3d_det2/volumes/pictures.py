@@ -72,8 +72,8 @@ def write_pictures(folder: str, volume: Volume, lesions: Sequence[Lesion], *, mo
     return paths
 
 
-def plot_lesion(volume: Volume, lesion: Lesion) -> Figure:
-    """Draw a lesion in three planes through it."""
+def plot_lesion(volume: Volume, lesion: Lesion, title: str | None = None) -> Figure:
+    """Draw a lesion in three planes through it; ``title`` None is its number, score and axes."""
     width, level = WINDOWS[window_of(volume, lesion)]
     planes = [_axial(volume, lesion), _coronal(volume, lesion), _sagittal(volume, lesion)]
     sizes = [np.ptp(np.concatenate(plane.shapes), axis=0).max() for plane in planes]
@@ -82,7 +82,8 @@ def plot_lesion(volume: Volume, lesion: Lesion) -> Figure:
     for i, plane in enumerate(planes):
         axes = figure.add_axes((0.005 + i / 3, 0.012, 1 / 3 - 0.01, 0.835))
         _draw(axes, plane, side, (level - width / 2, level + width / 2))
-    text = f"{lesion.number}, score {lesion.score:.2f}, {lesion.long_mm:.0f} x {lesion.short_mm:.0f} mm"
+    sizes = f"{lesion.long_mm:.0f} x {lesion.short_mm:.0f} mm"
+    text = f"{lesion.number}, score {lesion.score:.2f}, {sizes}" if title is None else title
     figure.text(0.008, 0.982, text, color="white", fontsize=12, fontweight="bold", va="top")
     return figure
 

@@ -138,12 +138,17 @@ def write_results(
         dicom.write(os.path.join(folder, "dicom"), volume, lesions, labels)
     write_csv(os.path.join(folder, "lesions.csv"), lesions)
     with open(os.path.join(folder, RESULTS), "w", encoding="utf-8") as f:
-        content = describe(volume, lesions, how, keep_identifiers, has_dicom=dicom is not None)
+        content = describe(volume, lesions, box_margin, how, keep_identifiers, has_dicom=dicom is not None)
         json.dump(content, f, indent=1, allow_nan=False)
 
 
 def describe(
-    volume: Volume, lesions: Sequence[Lesion], how: dict, keep_identifiers: bool = False, has_dicom: bool = False
+    volume: Volume,
+    lesions: Sequence[Lesion],
+    box_margin: np.ndarray,
+    how: dict,
+    keep_identifiers: bool = False,
+    has_dicom: bool = False,
 ) -> dict:
     """What lesions.json says."""
     depth, height, width = volume.hu.shape
@@ -162,12 +167,14 @@ def describe(
             "notes": list(volume.notes),
             **({"identifiers": dict(volume.identifiers), "name": volume.name} if keep_identifiers else {}),
         },
-        "lesions": [_describe(lesion, volume) for lesion in lesions],
+        "lesions": [_describe(lesion, volume, box_margin) for lesion in lesions],
     }
 
 
-def _describe(lesion: Lesion, volume: Volume) -> dict:
-    corners = np.sort(stored_indices(volume, lesion.box_voxel), axis=0)
+def _describe(lesion: Lesion, volume: Volume, box_margin: np.ndarray) -> dict:
+    corners, tight = (
+        np.sort(stored_indices(volume, box), axis=0) for box in (lesion.box_voxel, lesion.tight_box(box_margin))
+    )
     return {
         "id": lesion.number,
         "score": lesion.score,
@@ -185,6 +192,7 @@ def _describe(lesion: Lesion, volume: Volume) -> dict:
         "box_lps_mm": lesion.box.tolist(),
         "center_voxel": stored_indices(volume, lesion.center_voxel[None])[0].tolist(),
         "box_voxel": corners.tolist(),
+        "tight_box_voxel": tight.tolist(),
         "slices": [
             {"slice": one.index, "box": one.box.tolist(), "score": None if math.isnan(one.score) else one.score}
             for one in lesion.slices

@@ -209,3 +209,14 @@ def test_masks_that_are_moved_are_cut_at_the_border():
     lesion = measured(found, volume)
     draw_labels(volume, [lesion], NO_MARGIN)
     assert all(one.mask.top + len(one.mask.pixels) <= 96 for one in lesion.slices)
+
+
+def test_tight_boxes():
+    """Around the masks; without them, the boxes without their margin, and at least a pixel of each."""
+    mask = Mask(10, 20, np.pad(np.ones((3, 4), bool), ((1, 2), (2, 1))))
+    box = np.array([15.0, 8, 35, 25])
+    masked = measured([Detection(5, box, 0.9, mask), Detection(6, box, 0.9, mask)], flat_volume(), (5, 4))
+    assert masked.tight_box(np.array([5, 4])).tolist() == [[22, 11, 5], [25, 13, 6]]
+    boxed = measured([Detection(5, box, 0.9), Detection(6, box + 3, 0.9)], flat_volume(), (5, 4))
+    assert boxed.tight_box(np.array([5, 4])).tolist() == [[20, 12, 5], [33, 24, 6]]
+    assert boxed.tight_box(np.array([50, 50])).tolist() == [[25, 16.5, 5], [28, 19.5, 6]]

@@ -59,13 +59,14 @@ class FoundVolume:
             object.__setattr__(self, name, value)
 
 
-def read_results(path: str, volumes: Sequence[TrueVolume]) -> tuple[list[FoundVolume], list[str]]:
+def read_results(path: str, volumes: Sequence[TrueVolume], tight: bool = False) -> tuple[list[FoundVolume], list[str]]:
     """Read what was found in each of the volumes.
 
     Args:
         path: a CSV file with the columns volume, x1, y1, z1, x2, y2, z2, score; or a folder that has, for each volume,
             a folder of its name with what ``a3d-predict`` wrote.
         volumes: the ground truth.
+        tight: whether to take the boxes of ``a3d-predict`` without the detector's margin.
 
     Returns:
         one for each volume, and warnings: what is suspicious, with how often.
@@ -75,7 +76,7 @@ def read_results(path: str, volumes: Sequence[TrueVolume]) -> tuple[list[FoundVo
         ValueError: if it cannot be understood, or names a volume that is not among ``volumes``.
     """
     if os.path.isdir(path):
-        found, warnings = _read_folder(path, volumes)
+        found, warnings = _read_folder(path, volumes, tight)
     else:
         found, warnings = _read_csv(path, volumes), []
     return found, [*warnings, *suspicious(found, volumes)]
@@ -101,7 +102,7 @@ def _outside(boxes: np.ndarray, shape: tuple[int, int, int] | None) -> int:
         return int(((boxes[:, :3] < -0.5) | (boxes[:, 3:] > np.array(shape) - 0.5)).any(axis=1).sum())
 
 
-def _read_folder(path: str, volumes: Sequence[TrueVolume]) -> tuple[list[FoundVolume], list[str]]:
+def _read_folder(path: str, volumes: Sequence[TrueVolume], tight: bool) -> tuple[list[FoundVolume], list[str]]:
     names = sorted(name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name, RESULTS)))
     if not names:
         raise ValueError(f"{path}: expected a folder for each volume with its {RESULTS}, got none.")
@@ -109,7 +110,7 @@ def _read_folder(path: str, volumes: Sequence[TrueVolume]) -> tuple[list[FoundVo
     found = []
     for volume in volumes:
         if volume.id in names:
-            found.append(read_lesions(os.path.join(path, volume.id), volume))
+            found.append(read_lesions(os.path.join(path, volume.id), volume, tight))
         else:
             found.append(FoundVolume(volume.id, np.zeros((0, 6)), np.zeros(0)))
     missing = len(volumes) - len(names)
@@ -118,12 +119,13 @@ def _read_folder(path: str, volumes: Sequence[TrueVolume]) -> tuple[list[FoundVo
     ] if missing else []
 
 
-def read_lesions(folder: str, volume: TrueVolume) -> FoundVolume:
+def read_lesions(folder: str, volume: TrueVolume, tight: bool = False) -> FoundVolume:
     """Read what ``a3d-predict`` wrote of a volume.
 
     Args:
         folder: with lesions.json and, if it is to be used, lesions.nii.gz.
         volume: the ground truth on the same grid.
+        tight: see :func:`read_results`.
 
     Raises:
         ValueError: if the file cannot be understood, or is of another grid than the label map of the truth.
@@ -138,7 +140,9 @@ def read_lesions(folder: str, volume: TrueVolume) -> FoundVolume:
         raise ValueError(f"{path}: expected results of the format {FORMAT!r}, version {VERSION}, got another one.")
     try:
         lesions = content["lesions"]
-        boxes = np.array([one["box_voxel"] for one in lesions], dtype=np.float64).reshape(-1, 6)
+        boxes = np.array(
+            [one["tight_box_voxel" if tight else "box_voxel"] for one in lesions], dtype=np.float64
+        ).reshape(-1, 6)
         centers = np.array([one["center_voxel"] for one in lesions], dtype=np.float64).reshape(-1, 3)
         places = np.array([one["center_lps_mm"] for one in lesions], dtype=np.float64).reshape(-1, 3)
         sizes = {

@@ -79,8 +79,14 @@ def test_results_of_a_csv_file(tmp_path):
 
 
 def lesion(**changes):
-    one = {"id": 1, "score": 0.9, "box_voxel": [[0, 0, 0], [9, 9, 9]], "center_voxel": [4.5, 4.5, 4.5]}
-    one |= {"center_lps_mm": [-4.5, -4.5, 4.5], "long_axis_mm": 10.0, "short_axis_mm": 9.0, "volume_mm3": 500.0}
+    one = {"id": 1, "score": 0.9, "box_voxel": [[0, 0, 0], [9, 9, 9]], "tight_box_voxel": [[1, 1, 0], [8, 8, 9]]}
+    one |= {
+        "center_voxel": [4.5, 4.5, 4.5],
+        "center_lps_mm": [-4.5, -4.5, 4.5],
+        "long_axis_mm": 10.0,
+        "short_axis_mm": 9.0,
+        "volume_mm3": 500.0,
+    }
     return one | changes
 
 
@@ -98,6 +104,7 @@ def test_results_of_a_folder(tmp_path):
     (first, second), warnings = read_results(str(tmp_path), volumes)
     assert (first.boxes.tolist(), first.long_mm.tolist(), len(second.boxes)) == ([[0, 0, 0, 9, 9, 9]], [10.0], 0)
     assert warnings == ["1 of 2 volumes have no results: nothing is taken as found."]
+    assert read_results(str(tmp_path), volumes, tight=True)[0][0].boxes.tolist() == [[1, 1, 0, 8, 8, 9]]
     save("a", lesion(center_lps_mm=[-4.5, -4.5, 40.0]))
     with pytest.raises(ValueError, match=r"expected lesions on the grid of the label map, got some 35.5 mm from it"):
         read_results(str(tmp_path), volumes)
