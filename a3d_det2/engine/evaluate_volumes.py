@@ -3,8 +3,8 @@
     a3d-evaluate --volumes --ground-truth labels --results a3d=predictions --images cts --output evaluation
     a3d-evaluate --volumes --ground-truth DeepLesion_manual_1K_test_release.pkl --split test --results boxes.csv
 
-The ground truth is a folder of label maps (NAME.nii.gz or NAME_labels.nii.gz, a number for each lesion), a CSV file of
-boxes, or the annotations of DeepLesion's manual test set. Results are a folder with what a3d-predict wrote of each
+The ground truth is a folder of label maps (NAME.nii.gz or NAME_labels.nii.gz, a number for each lesion), a CSV or JSON
+file of boxes, or the annotations of DeepLesion's manual test set. Results are a folder with what a3d-predict wrote of each
 volume in NAME/, or a CSV file with the columns volume, x1, y1, z1, x2, y2, z2, score. Boxes name their first and last
 voxels. docs/volume_evaluation.md has the rules. --output gets evaluation.json, scores.csv, report.html and pictures/.
 """
@@ -28,7 +28,7 @@ from ..evaluation.volumes import RULES, FoundVolume, TrueVolume, VolumeEvaluatio
 from ..evaluation.volumes.evaluation import FPS_PER_VOLUME
 from ..evaluation.volumes.results import read_results
 from ..evaluation.volumes.rules import NEVER_ALONE
-from ..evaluation.volumes.truth import from_manual_test_set, read_boxes
+from ..evaluation.volumes.truth import from_manual_test_set, read_boxes, read_json_boxes
 from ..files import printable, replacing
 from .evaluate import at_least, named
 
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     results = parser.add_mutually_exclusive_group(required=True)
     results.add_argument("--results", nargs="+", metavar="[NAME=]PATH", help="folder or CSV file")
     results.add_argument("--compare", nargs=2, metavar="[NAME=]PATH", help="two of them, with a test of the difference")
-    parser.add_argument("--ground-truth", required=True, metavar="PATH", help="folder, .csv or .pkl")
+    parser.add_argument("--ground-truth", required=True, metavar="PATH", help="folder, .csv, .json or .pkl")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the manual test set (%(default)s)")
     text = "of results of a3d-predict: without or with the detector's margin (tight for label maps)"
     parser.add_argument("--boxes", choices=("tight", "detector"), help=text)
@@ -74,7 +74,7 @@ def read_truth(path: str, split: str) -> list[TrueVolume]:
             )
         volumes = from_manual_test_set(content[split])
     else:
-        volumes = read_boxes(path)
+        volumes = read_json_boxes(path) if path.lower().endswith(".json") else read_boxes(path)
     if not volumes:
         raise ValueError(f"{path}: expected volumes, got none.")
     return volumes

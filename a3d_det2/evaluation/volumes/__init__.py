@@ -1,5 +1,6 @@
 """How good lesions are that were found in whole volumes, by the rules that others publish.
 
+    table        CSV files
     truth        the lesions that there are
     results      those that were found, read from lesions.json or CSV
     rules        what a hit is, each rule with its source

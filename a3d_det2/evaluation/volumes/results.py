@@ -1,6 +1,5 @@
 """The lesions that were found in a volume, by this package or any other."""
 
-import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +9,8 @@ import numpy as np
 
 from ...files import shortened
 from ..matching import is_box
-from .truth import BOX, TrueVolume
+from .table import BOX, numbers, read_table
+from .truth import TrueVolume
 
 RESULTS, LABELS = "lesions.json", "lesions.nii.gz"
 FORMAT, VERSION = "a3d_det2 lesions", 1
@@ -178,27 +178,11 @@ def _label_map(path: str, volume: TrueVolume) -> Callable[[], np.ndarray]:
 
 
 def _read_csv(path: str, volumes: Sequence[TrueVolume]) -> list[FoundVolume]:
-    columns = ("volume", *BOX, "score")
     rows: dict[str, list[list[float]]] = {volume.id: [] for volume in volumes}
-    with open(path, newline="", encoding="utf-8-sig") as f:
-        try:
-            reader = csv.DictReader(f)
-            found = list(reader.fieldnames or ())
-            if any(found.count(name) != 1 for name in columns):
-                got = ", ".join(found) or "none"
-                raise ValueError(f"{path}: expected the columns {', '.join(columns)}, each once; got {got}.")
-            for line, row in enumerate(reader, 2):
-                if None in row or None in row.values():
-                    raise ValueError(f"{path}, line {line}: expected {len(found)} values, one for each column.")
-                if row["volume"] not in rows:
-                    _check_known(f"{path}, line {line}", [row["volume"]], volumes)
-                try:
-                    rows[row["volume"]].append([float(row[name].replace("_", "?")) for name in columns[1:]])
-                except ValueError:
-                    got = [row[name] for name in columns[1:]]
-                    raise ValueError(f"{path}, line {line}: expected numbers as box and score, got {got}.") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: expected a CSV file in UTF-8, got something else ({error}).") from error
+    for line, row in read_table(path, ("volume", *BOX, "score")):
+        if row["volume"] not in rows:
+            _check_known(f"{path}, line {line}", [row["volume"]], volumes)
+        rows[row["volume"]].append(numbers(path, line, row, (*BOX, "score")))
     arrays = {name: np.array(values, dtype=np.float64).reshape(-1, 7) for name, values in rows.items()}
     return [FoundVolume(name, values[:, :6], values[:, 6]) for name, values in arrays.items()]
 

@@ -1,6 +1,6 @@
 """The lesions that there are in a volume."""
 
-import csv
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
+from ...files import shortened
 from ..matching import is_box
+from .table import BOX, numbers, read_table
 
-BOX = ("x1", "y1", "z1", "x2", "y2", "z2")
-OPTIONAL = ("lesion", "patient", "diameter_mm", "excluded", "spacing_x", "spacing_y", "spacing_z")
+SPACING = ("spacing_x", "spacing_y", "spacing_z")
+OPTIONAL = ("lesion", "patient", "diameter_mm", "excluded", *SPACING)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,38 +110,25 @@ def read_boxes(path: str) -> list[TrueVolume]:
         ValueError: if it cannot be understood; the message names the row. See also :class:`TrueVolume`.
     """
     rows: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    with open(path, newline="", encoding="utf-8-sig") as f:
-        try:
-            reader = csv.DictReader(f)
-            found = list(reader.fieldnames or ())
-            if any(found.count(name) != 1 for name in ("volume", *BOX)):
-                got = ", ".join(found) or "none"
-                raise ValueError(f"{path}: expected the columns volume, {', '.join(BOX)}, each once; got {got}.")
-            for number, row in enumerate(reader, 2):
-                if None in row or None in row.values():
-                    raise ValueError(f"{path}, line {number}: expected {len(found)} values, one for each column.")
-                rows.setdefault(row["volume"], []).append((number, row))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: expected a CSV file in UTF-8, got something else ({error}).") from error
+    for line, row in read_table(path, ("volume", *BOX)):
+        rows.setdefault(row["volume"], []).append((line, row))
     return [_volume(path, name, lines) for name, lines in rows.items()]
 
 
 def _volume(path: str, name: str, lines: list[tuple[int, dict[str, str]]]) -> TrueVolume:
-    lesions = [(number, row) for number, row in lines if any(row[key].strip() for key in BOX)]
+    lesions = [(line, row) for line, row in lines if any(row[key].strip() for key in BOX)]
     known = {key: {row[key] for _, row in lines} for key in OPTIONAL if key in lines[0][1]}
-    for key in ("patient", "spacing_x", "spacing_y", "spacing_z"):
+    for key in ("patient", *SPACING):
         if len(known.get(key, ())) > 1:
             raise ValueError(f"{path}: expected one {key} of the volume {name}, got {sorted(known[key])}.")
 
     def column(key: str) -> list[float]:
-        return [_number(path, number, row, key) for number, row in lesions]
+        return [numbers(path, line, row, [key])[0] for line, row in lesions]
 
-    spacing = [
-        _number(path, lines[0][0], lines[0][1], key) for key in ("spacing_x", "spacing_y", "spacing_z") if key in known
-    ]
+    spacing = numbers(path, *lines[0], [name for name in SPACING if name in known])
     if len(spacing) not in (0, 3) or any(not (0 < length < math.inf) for length in spacing):
         raise ValueError(f"{path}: expected three spacings above 0 of the volume {name}, got {spacing}.")
-    boxes = np.column_stack([column(key) for key in BOX]) if lesions else np.zeros((0, 6))
+    boxes = np.array([numbers(path, line, row, BOX) for line, row in lesions]).reshape(-1, 6)
     return TrueVolume(
         id=name,
         boxes=boxes,
@@ -152,11 +141,44 @@ def _volume(path: str, name: str, lines: list[tuple[int, dict[str, str]]]) -> Tr
     )
 
 
-def _number(path: str, line: int, row: Mapping[str, str], key: str) -> float:
+def read_json_boxes(path: str) -> list[TrueVolume]:
+    """Read lesions from a JSON file, a list with an object for each volume: ``volume``, its name; ``lesions``, a list
+    of objects with ``box``, [x1, y1, z1, x2, y2, z2], and if known ``lesion``, ``diameter_mm`` and ``excluded`` (true
+    or false); and, if known, ``patient`` and ``spacing_mm``, [x, y, z].
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be understood; the message names the volume. See also :class:`TrueVolume`.
+    """
     try:
-        return float(row[key].replace("_", "?"))  # Python alone reads 1_0 as 10
-    except ValueError:
-        raise ValueError(f"{path}, line {line}: expected a number as {key}, got {row[key]!r}.") from None
+        with open(path, encoding="utf-8-sig") as f:
+            content = json.load(f)
+    except (ValueError, RecursionError) as error:  # ValueError: of JSON or UTF-8
+        raise ValueError(f"{path}: expected lesions as JSON, got a damaged file ({error}).") from error
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected a list of volumes, got {shortened(content)}.")
+    return [_json_volume(path, number, one) for number, one in enumerate(content)]
+
+
+def _json_volume(path: str, number: int, one: dict) -> TrueVolume:
+    try:
+        lesions = one["lesions"]
+        boxes = np.array([lesion["box"] for lesion in lesions], dtype=np.float64).reshape(-1, 6)
+        spacing = one.get("spacing_mm")
+        if spacing is not None and not (len(spacing) == 3 and all(0 < length < math.inf for length in spacing)):
+            raise ValueError(f"expected three spacings above 0, got {spacing}")
+        return TrueVolume(
+            id=str(one["volume"]),
+            boxes=boxes,
+            patient=None if one.get("patient") is None else str(one["patient"]),
+            lesions=[str(lesion["lesion"]) for lesion in lesions] if any("lesion" in one for one in lesions) else (),
+            excluded=np.array([bool(lesion.get("excluded", False)) for lesion in lesions]),
+            key_boxes=flat_boxes(boxes),
+            long_mm=np.array([lesion.get("diameter_mm", math.nan) for lesion in lesions], dtype=np.float64),
+            to_mm=None if spacing is None else np.diag(spacing),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}, volume {number}: expected a volume with its lesions ({error!r}).") from error
 
 
 def flat_boxes(boxes: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 from a3d_det2.evaluation.volumes import RULES, FoundVolume, TrueVolume, VolumeEvaluation
 from a3d_det2.evaluation.volumes.results import read_lesions, read_results
-from a3d_det2.evaluation.volumes.truth import from_manual_test_set, read_boxes
+from a3d_det2.evaluation.volumes.truth import from_manual_test_set, read_boxes, read_json_boxes
 
 HEADER = "volume,x1,y1,z1,x2,y2,z2"
 
@@ -35,7 +35,7 @@ def test_boxes_of_a_csv_file(tmp_path):
     ("lines", "message"),
     [
         (["volume,x1", "a,1"], "expected the columns volume, x1, y1, z1, x2, y2, z2, each once; got volume, x1"),
-        ([HEADER, "a,0,0,0,9,9"], "line 2: expected 7 values, one for each column"),
+        ([HEADER, "a,0,0,0,9,9"], "line 2: expected 7 values, one a column"),
         ([HEADER, "a,0,0,0,9,9,x"], "line 2: expected a number as z2, got 'x'"),
         ([HEADER, "a,0,0,0,9,9,1_0"], "line 2: expected a number as z2, got '1_0'"),
         ([HEADER, "a,9,0,0,0,9,9"], "a, lesion 0: expected x1 <= x2"),
@@ -51,6 +51,29 @@ def test_boxes_of_a_csv_file(tmp_path):
 def test_boxes_that_are_none(tmp_path, lines, message):
     with pytest.raises(ValueError, match=message):
         read_boxes(write(tmp_path / "truth.csv", *lines))
+
+
+def test_boxes_of_a_json_file(tmp_path):
+    lesions = [{"box": [0, 0, 0, 9, 9, 3], "lesion": "L", "diameter_mm": 12.5}]
+    lesions.append({"box": [20, 0, 4, 29, 9, 4], "lesion": "M", "excluded": True})
+    volumes = [{"volume": "a", "patient": 7, "spacing_mm": [0.5, 0.5, 2], "lesions": lesions}]
+    volumes.append({"volume": "b", "patient": 8, "lesions": []})
+    path = write(tmp_path / "truth.json", json.dumps(volumes))
+    first, second = read_json_boxes(path)
+    assert (first.id, first.patient, first.lesions, first.slice_interval) == ("a", "7", ("L", "M"), 2)
+    assert (first.excluded.tolist(), first.long_mm[0], np.isnan(first.long_mm[1])) == ([False, True], 12.5, True)
+    assert (second.id, len(second.boxes)) == ("b", 0)
+    for content, message in (
+        ({}, "expected a list of volumes"),
+        ([{"volume": "a"}], "volume 0: expected a volume with its lesions .*lesions"),
+        ([{"volume": "a", "lesions": [{"box": [1, 2]}]}], "volume 0: expected a volume with its lesions"),
+        ([{"volume": "a", "lesions": [], "spacing_mm": [1, 0, 1]}], "expected three spacings above 0"),
+        ([{"volume": "a", "lesions": [{"box": [9, 0, 0, 0, 9, 9]}]}], "expected x1 <= x2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_json_boxes(write(tmp_path / "truth.json", json.dumps(content)))
+    with pytest.raises(ValueError, match="got a damaged file"):
+        read_json_boxes(write(tmp_path / "truth.json", "["))
 
 
 def test_results_of_a_csv_file(tmp_path):
@@ -69,7 +92,7 @@ def test_results_of_a_csv_file(tmp_path):
     assert (len(matches.score), matches.false_positive.sum(), matches.hit_by.tolist()) == (3, 2, [0])
     for line, message in (
         ("c,0,0,0,9,9,9,0.9", "line 2: expected a volume of the ground truth, which has 2, such as 'a'; got 'c'"),
-        ("a,0,0,0,9,9,9,high", "line 2: expected numbers as box and score"),
+        ("a,0,0,0,9,9,9,high", "line 2: expected a number as score, got 'high'"),
         ("a,0,0,0,9,9,9", "line 2: expected 8 values"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,47 @@
+"""CSV files with named columns, row by row."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+
+BOX = ("x1", "y1", "z1", "x2", "y2", "z2")
+
+
+def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and values of each row.
+
+    Args:
+        path: of a file in UTF-8; its first line names the columns.
+        columns: that it must have, each once.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing or there twice, a row has more or fewer values, or it is no CSV.
+    """
+    with open(path, newline="", encoding="utf-8-sig") as f:
+        try:
+            reader = csv.DictReader(f)
+            found = list(reader.fieldnames or ())
+            if any(found.count(name) != 1 for name in columns):
+                got = ", ".join(found) or "none"
+                raise ValueError(f"{path}: expected the columns {', '.join(columns)}, each once; got {got}.")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"{path}, line {reader.line_num}: expected {len(found)} values, one a column.")
+                yield reader.line_num, row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: expected a CSV file in UTF-8, got something else ({error}).") from error
+
+
+def numbers(path: str, line: int, row: Mapping[str, str], columns: Sequence[str]) -> list[float]:
+    """The values of some columns.
+
+    Raises:
+        ValueError: if one is no number; the message names it.
+    """
+    found = []
+    for name in columns:
+        try:
+            found.append(float(row[name].replace("_", "?")))  # Python alone reads 1_0 as 10
+        except ValueError:
+            raise ValueError(f"{path}, line {line}: expected a number as {name}, got {row[name]!r}.") from None
+    return found
