@@ -4,9 +4,10 @@
     a3d-evaluate --volumes --ground-truth DeepLesion_manual_1K_test_release.pkl --split test --results boxes.csv
 
 The ground truth is a folder of label maps (NAME.nii.gz or NAME_labels.nii.gz, a number for each lesion), a CSV or JSON
-file of boxes, or the annotations of DeepLesion's manual test set. Results are a folder with what a3d-predict wrote of each
-volume in NAME/, or a CSV file with the columns volume, x1, y1, z1, x2, y2, z2, score. Boxes name their first and last
-voxels. docs/volume_evaluation.md has the rules. --output gets evaluation.json, scores.csv, report.html and pictures/.
+file of boxes, or the annotations of DeepLesion's manual test set. Results are a folder with what a3d-predict wrote of
+each volume in NAME/, or a CSV file with the columns volume, x1, y1, z1, x2, y2, z2, score. Boxes name their first and
+last voxels. docs/volume_evaluation.md has the rules. --output gets evaluation.json, scores.csv, report.html and
+pictures/.
 """
 
 import argparse
