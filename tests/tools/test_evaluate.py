@@ -125,6 +125,7 @@ def test_rules_and_levels(phantom, files, tmp_path):
     run("--ground-truth", phantom / "DL_info.csv", "--results", files[0], *arguments)
     summary = json.loads((tmp_path / "evaluation.json").read_text())["results"]["sharp"]
     rule = {"overlap": "iobb", "threshold": 0.4, "plus_one": False, "repeat_hits": "false_positive"}
+    rule["assignment"] = "several"
     assert (summary["rule"], summary["fps_per_image"]) == (rule, [1, 3])
     assert (summary["resamples"], summary["seed"]) == (20, 7)
     assert list(summary["strata"]["end of series"]) == ["< 3 mm away", ">= 3 mm away"]

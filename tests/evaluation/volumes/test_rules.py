@@ -9,7 +9,7 @@ import pytest
 from a3d_det2.evaluation.volumes import RULES, FoundVolume, TrueVolume, VolumeEvaluation
 from tests.evaluation.volumes.cases import SPACING, random_case
 
-CASES = 1000
+CASES = pytest.mark.parametrize("seeds", [range(150), pytest.param(range(150, 1000), marks=pytest.mark.slow)])
 
 
 def voxels(box) -> set[tuple[int, int, int]]:
@@ -74,11 +74,12 @@ def slow_match(name: str, least: float, volumes, found):
     return hit, mistakes
 
 
+@CASES
 @pytest.mark.parametrize("name", [name for name in RULES if name != "picai"])
-def test_equal_to_a_slow_loop(name):
+def test_equal_to_a_slow_loop(name, seeds):
     least = 1.0 if name in ("luna16", "point_in_mask") else float(name.rpartition("_")[2])
     hits = 0
-    for seed in range(CASES):
+    for seed in seeds:
         volumes, found = random_case(seed)
         matches = VolumeEvaluation(volumes, found, RULES[name], resamples=0).matches
         expected, mistakes = slow_match(name, least, volumes, found)
@@ -87,7 +88,7 @@ def test_equal_to_a_slow_loop(name):
         assert {given[k] for k in np.flatnonzero(matches.false_positive)} == mistakes
         assert [given[k] if k < len(given) else None for k in matches.hit_by] == list(expected.values())
         hits += sum(one is not None for one in expected.values())
-    assert hits > 0.4 * CASES  # the cases are not empty
+    assert hits > 0.4 * len(seeds)  # the cases are not empty
 
 
 def best_sum(gain: np.ndarray) -> float:
@@ -97,8 +98,9 @@ def best_sum(gain: np.ndarray) -> float:
     return max(sum(gain[r, c] for r, c in enumerate(way)) for way in itertools.permutations(range(columns), rows))
 
 
-def test_the_hungarian_rule_against_all_ways():
-    for seed in range(CASES):
+@CASES
+def test_the_hungarian_rule_against_all_ways(seeds):
+    for seed in seeds:
         volumes, found = random_case(seed, excluded=False)
         evaluation = VolumeEvaluation(volumes, found, RULES["picai"], resamples=0)
         matches = evaluation.matches
@@ -126,9 +128,10 @@ def test_the_hungarian_rule_against_all_ways():
         assert {given[k] for k in np.flatnonzero(matches.false_positive)} == mistakes
 
 
-def test_the_hungarian_rule_against_picai_eval():
+@CASES
+def test_the_hungarian_rule_against_picai_eval(seeds):
     evaluate_case = pytest.importorskip("picai_eval.eval").evaluate_case
-    for seed in range(CASES):
+    for seed in seeds:
         volumes, found = random_case(seed, ties=False, excluded=False)
         volumes, found = zip(*(apart(v, f) for v, f in zip(volumes, found, strict=True)), strict=True)
         matches = VolumeEvaluation(volumes, found, RULES["picai"], resamples=0).matches
@@ -169,9 +172,10 @@ def apart(volume: TrueVolume, found: FoundVolume) -> tuple[TrueVolume, FoundVolu
     )
 
 
-def test_points_against_monai():
+@CASES
+def test_points_against_monai(seeds):
     froc = pytest.importorskip("monai.metrics.froc")
-    for seed in range(CASES):
+    for seed in seeds:
         volumes, found = random_case(seed)
         matches = VolumeEvaluation(volumes, found, RULES["point_in_mask"], resamples=0).matches
         false, true = [], []
