@@ -12,6 +12,8 @@ from .measurement import measure_lesion
 from .nifti import NiftiFile
 from .volume import UnreadableVolume, Volume
 
+HIGHEST = 65535  # label; tables are as long
+
 
 class LabelledLesions(NamedTuple):
     """The m lesions of a label map; voxels are those of the file.
@@ -88,8 +90,8 @@ def _labels(path: str) -> np.ndarray:
         raise UnreadableVolume(f"{path}: expected a complete NIfTI file, got a damaged one ({error})") from error
     values = values.reshape(values.shape[:3]) if values.ndim > 3 and values[..., 0].size == values.size else values
     labels = values.astype(np.int64) if np.isfinite(values).all() else None
-    if labels is None or (labels != values).any() or labels.min() < 0:
-        raise UnreadableVolume(f"{path}: expected labels, whole numbers from 0 on, got other values")
+    if labels is None or (labels != values).any() or labels.min() < 0 or labels.max() > HIGHEST:
+        raise UnreadableVolume(f"{path}: expected labels, whole numbers from 0 to {HIGHEST}, got other values")
     return labels
 
 

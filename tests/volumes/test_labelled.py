@@ -53,8 +53,9 @@ def test_no_lesion_and_gaps_between_numbers(tmp_path):
 
 
 def test_what_is_no_label_map(tmp_path):
-    for values in (np.full((40, 40, 9), 0.5, np.float32), np.full((40, 40, 9), -1, np.int16)):
-        with pytest.raises(UnreadableVolume, match="expected labels, whole numbers from 0 on, got other values"):
+    huge = np.full((40, 40, 9), 2**30, np.int32)
+    for values in (np.full((40, 40, 9), 0.5, np.float32), np.full((40, 40, 9), -1, np.int16), huge):
+        with pytest.raises(UnreadableVolume, match="expected labels, whole numbers from 0 to 65535, got other values"):
             read_labels(save(tmp_path / "a.nii", values))
     (tmp_path / "b.nii").write_text("Dear colleague")
     with pytest.raises(UnreadableVolume, match="expected a NIfTI file"):
