@@ -137,8 +137,8 @@ def chosen_rules(
         return usable, [f"{why}: it is left out." for why in problems.values() if why]
     if why := next(filter(None, problems.values()), ""):
         raise ValueError(f"{why}.")
-    if set(wanted) == {NEVER_ALONE}:
-        return [NEVER_ALONE, "iou3d_0.1", "iou3d_0.3"], [
+    if NEVER_ALONE in wanted and not any(name.startswith("iou3d") for name in wanted):
+        return list(dict.fromkeys([*wanted, "iou3d_0.1", "iou3d_0.3"])), [
             f"{NEVER_ALONE} takes a box on one slice for a whole lesion: 3D IoU is shown beside it."
         ]
     return list(dict.fromkeys(wanted)), []
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"{args.ground_truth}: {first['num_lesions']} lesions in {first['num_images']} volumes, "
         f"{first['num_volumes_without_lesions']} of them without any. Sensitivity (%) at false positives per volume:\n"
-        f"{volume_table(evaluations, summaries)}\nIntervals by {first['resamples']} resamples of the "
+        f"{volume_table(summaries)}\nIntervals by {first['resamples']} resamples of the "
         f"{first['resampled']}."
     )
     for name, summary in summaries[rules[0]].items():
@@ -227,7 +227,8 @@ def main(argv: list[str] | None = None) -> None:
     for rule, comparison in (comparisons or {}).items():
         print(f"\n{' minus '.join(files)}, {rule}\n{comparison_table(comparison, summaries[rule][next(iter(files))])}")
     warnings += [text for summary in summaries[rules[0]].values() for text in summary["warnings"]]
-    for text in dict.fromkeys([*left_out, *warnings]):
+    warnings = list(dict.fromkeys([*left_out, *warnings]))
+    for text in warnings:
         print(f"Warning: {text}", file=sys.stderr)
     if args.output:
         write(args, volumes, files, found, evaluations, summaries, comparisons, warnings)
@@ -251,11 +252,9 @@ def write(args, volumes, files, found, evaluations, summaries, comparisons, warn
     first = next(iter(found.values()))
     draw = lesion_drawer(args.images, volumes, first) if args.images and args.gallery else None
     title = os.path.basename(os.path.normpath(args.ground_truth))
-    path = write_volume_report(
-        args.output, title, evaluations, summaries, dict.fromkeys(warnings), draw=draw, gallery=args.gallery
-    )
+    path = write_volume_report(args.output, title, evaluations, summaries, warnings, draw=draw, gallery=args.gallery)
     print(f"\nWrote {path}, and evaluation.json, scores.csv and pictures/ beside it")
-    if draw is None:
+    if args.gallery and not args.images:
         print("The report has no gallery: give --images, the folder of the CTs.")
 
 

@@ -181,15 +181,15 @@ def match(
 ) -> Matches:
     """Match the detections of all images to the lesions of the same images.
 
-    A detection that overlaps no lesion of its image enough is a false positive. Any other hits every lesion it
-    overlaps enough. Equal scores keep the order of the input.
+    A detection that overlaps no lesion of its image enough is a false positive. Any other hits lesions by the
+    assignment of the rule. Equal scores keep the order of the input.
 
     Args:
-        boxes: (n, 4). A box that is not finite or ends before it begins hits nothing.
+        boxes: (n, 2 d). A box that is not finite or ends before it begins hits nothing.
         scores: (n,). A detection with NaN as its score has no place in the order: it is left out, with a warning that
             counts them.
         image: (n,) index of each detection's image.
-        lesion_boxes: (m, 4).
+        lesion_boxes: (m, 2 d).
         lesion_image: (m,) index of each lesion's image.
         num_images: all images, those without detections and lesions included.
         rule: None is the published one.

@@ -1,6 +1,7 @@
 """Lesions that somebody has drawn: a label map as NIfTI -> what is measured of lesions that are found."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,9 @@ class LabelledLesions(NamedTuple):
 
     Attributes:
         numbers: (m,) int, their labels.
-        lesions: with all measurements, in DeepLesion's orientation; numbered by their labels.
+        lesions: measured on the slices that have the label, in DeepLesion's orientation; numbered by their labels.
         boxes: (m, 6), first and last voxel.
-        key_boxes: (m, 6), the box on the slice where the lesion is largest.
+        key_boxes: (m, 6), the box on the slice where the lesion is longest.
         centers: (m, 3) voxels.
         heights: (m,) from 0 at the head's end to 1 at that of the feet.
         to_mm: (3, 3), from steps between voxels to mm.
@@ -118,7 +119,23 @@ def _measure(number: int, labels: np.ndarray, place: tuple[slice, ...], volume: 
             rows, columns = np.nonzero(pixels)
             box = [left + columns.min(), top + rows.min(), left + columns.max(), top + rows.max()]
             detections.append(Detection(index, np.array(box, dtype=float), 1.0, Mask(top, left, pixels)))
-    return measure_lesion(number, Linked(detections, 1.0), volume, np.zeros(2))
+    whole, *_ = single = [measure_lesion(number, Linked([one], 1.0), volume, np.zeros(2)) for one in detections]
+    if len(single) > 1:
+        # What is between slices that have the label is filled there, and so is counted on each of these alone.
+        whole = measure_lesion(number, Linked(detections, 1.0), volume, np.zeros(2))
+    longest = max(single, key=lambda one: (one.long_mm, one.short_mm))
+    volumes = np.array([one.volume_mm3 for one in single])
+    return replace(
+        whole,
+        largest=longest.largest,
+        long_axis=longest.long_axis,
+        short_axis=longest.short_axis,
+        long_mm=longest.long_mm,
+        short_mm=longest.short_mm,
+        volume_mm3=float(volumes.sum()),
+        center_voxel=np.average([one.center_voxel for one in single], axis=0, weights=volumes),
+        center=np.average([one.center for one in single], axis=0, weights=volumes),
+    )
 
 
 def _on_largest(lesion: Lesion) -> np.ndarray:
@@ -129,4 +146,4 @@ def _on_largest(lesion: Lesion) -> np.ndarray:
 
 def _corners(volume: Volume, corners: np.ndarray) -> np.ndarray:
     """(6,) of two corners, by the voxels of the file."""
-    return np.sort(stored_indices(volume, corners), axis=0).ravel()
+    return np.rint(np.sort(stored_indices(volume, corners), axis=0)).ravel()

@@ -94,6 +94,9 @@ def test_boxes_and_the_manual_test_set(tmp_path, capfd):
     assert "2 lesions in 2 volumes, 1 of them without any" in printed
     for rule in ("iobb3d_0.3", "iou3d_0.1", "iou3d_0.3"):  # IoBB is never alone
         assert rule in printed
+    _, status = run(capfd, *command, "--rules", "iobb3d_0.3", "--resamples", 0, "--output", tmp_path / "out")
+    assert status is None
+    assert "takes a box on one slice for a whole lesion" in (tmp_path / "out" / "report.html").read_text()
     assert "100.00" in printed
     shifted = found.replace(",5,19,19,8,", ",6,19,19,9,").replace(",6,49,49,9,", ",7,49,49,10,")
     (tmp_path / "shifted.csv").write_text(shifted)

@@ -52,6 +52,30 @@ def test_no_lesion_and_gaps_between_numbers(tmp_path):
     assert read.lesions[0].volume_mm3 == pytest.approx(15 * 12)
 
 
+def test_slices_without_the_label_count_nothing(tmp_path):
+    """Two patches of one lesion far apart: what is between them is not its."""
+    labels = np.zeros((40, 40, 12), np.int16)
+    labels[3:5, 4:6, 2], labels[20:30, 20:30, 8] = 1, 1
+    read = read_labels(save(tmp_path / "a.nii", labels))
+    (lesion,) = read.lesions
+    assert lesion.volume_mm3 == pytest.approx(104 * 12)
+    assert read.centers[0].tolist() == pytest.approx((np.argwhere(labels) * 1.0).mean(axis=0).tolist())
+    assert read.key_boxes.tolist() == [[20, 20, 8, 29, 29, 8]]
+
+
+def test_oblique_label_maps_have_whole_boxes(tmp_path):
+    labels = np.zeros((40, 40, 12), np.int16)
+    for k in range(11):
+        labels[3 * k : 3 * k + 2, 5:9, k] = k + 1
+    c, s = np.cos(np.radians(3)), np.sin(np.radians(3))
+    turned = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ np.diag([-2.0, 2, 4, 1])
+    tilted = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1]]) @ turned
+    read = read_labels(save(tmp_path / "a.nii", labels, tilted))
+    assert (read.boxes == np.rint(read.boxes)).all()
+    assert (read.key_boxes == read.boxes).all()
+    assert read.key_boxes[4].tolist() == [12, 5, 4, 13, 8, 4]
+
+
 def test_what_is_no_label_map(tmp_path):
     huge = np.full((40, 40, 9), 2**30, np.int32)
     for values in (np.full((40, 40, 9), 0.5, np.float32), np.full((40, 40, 9), -1, np.int16), huge):

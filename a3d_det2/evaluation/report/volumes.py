@@ -7,18 +7,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from ..matching import is_box
 from ..volumes.agreement import Agreement
 from ..volumes.evaluation import VolumeEvaluation
 from .figures import plot_froc
 from .page import Pictures, band, environment, froc_axis, write_page
 from .tables import interval_text, percent, scored_parts
 
-# Volume's place, box (6,) in voxels, score or None for a lesion of the truth, its place -> picture in three planes;
+# Place of the volume, of the lesion within it, and whether it is of the truth or was found -> picture in three planes;
 # raises OSError or ValueError where there is none.
 Draw = Callable[[int, int, bool], Figure]
 
 
-def volume_table(evaluations: Mapping[str, Mapping[str, VolumeEvaluation]], summaries: Mapping) -> str:
+def volume_table(summaries: Mapping[str, Mapping[str, dict]]) -> str:
     """Sensitivities of each rule and result in percent, as text."""
     first = next(iter(next(iter(summaries.values())).values()))
     rows = [
@@ -142,9 +143,11 @@ def _gallery(evaluation: VolumeEvaluation, draw: Draw, count: int, pictures: Pic
     ]
     first = np.cumsum([0, *(len(one.boxes) for one in evaluation.found)])
     false = []
-    for rank in np.flatnonzero(matches.false_positive)[:count]:
+    for rank in np.flatnonzero(matches.false_positive):
         v = int(matches.image[rank])
         k = int(matches.detection[rank] - first[v])
+        if len(false) == count or not is_box(evaluation.found[v].boxes[k]):
+            continue
         false.append((f"{evaluation.volumes[v].id}, score {matches.score[rank]:.3f}", (v, k, False)))
     sections = (("Lesions that nothing hits, the largest first", worst), ("Strongest false positives", false))
     return [(title, [_shown(caption, case, draw, pictures) for caption, case in cases]) for title, cases in sections]

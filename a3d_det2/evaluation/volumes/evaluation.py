@@ -1,7 +1,6 @@
 """FROC per volume by one rule, with intervals, strata, volumes without lesions, and agreement of measurements."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 
 import numpy as np
@@ -113,6 +112,7 @@ class VolumeEvaluation(FrocEvaluation):
 
     def _strata(self, counted: np.ndarray) -> dict[str, dict[str, Stratum]]:
         diameter, height = (self._all(name)[counted] for name in ("long_mm", "heights"))
+        diameter = np.where(diameter < 0, np.nan, diameter)
         interval = np.array([volume.slice_interval for volume in self.volumes])
         groups = {
             "lesion diameter": {
@@ -167,10 +167,10 @@ class VolumeEvaluation(FrocEvaluation):
         """What evaluation.json says of a rule; NaN where there is nothing to tell.
 
         Returns:
-            name, title, source and settings of the rule; fps_per_image and averaged_fps_per_image (levels per volume);
-            confidence, resamples, seed, resampled; numbers, sensitivity and average with their intervals, of all and
-            by stratum; operating_points, each with the share of volumes without lesions that have a false positive;
-            num_volumes_without_lesions, num_results, agreement, warnings.
+            name, title and source of the rule, the least overlap of a hit, assignment and repeat hits; fps_per_image
+            and averaged_fps_per_image (levels per volume); confidence, resamples, seed, resampled; numbers, sensitivity
+            and average with their intervals, of all and by stratum; operating_points, each with the share of volumes
+            without lesions that have a false positive; num_volumes_without_lesions, num_results, agreement, warnings.
         """
         curve = self.curve()
         points = [self.operating_point(curve, level) for level in self.fps_per_image]
@@ -180,7 +180,11 @@ class VolumeEvaluation(FrocEvaluation):
             "name": self.rule.name,
             "title": self.rule.title,
             "source": self.rule.source,
-            "rule": asdict(self.rule.rule),
+            "rule": {
+                "least": self.rule.rule.least,
+                "assignment": self.rule.rule.assignment,
+                "repeat_hits": self.rule.rule.repeat_hits,
+            },
             "fps_per_image": list(self.fps_per_image),
             "averaged_fps_per_image": list(self.averaged_fps),
             "confidence": CONFIDENCE,

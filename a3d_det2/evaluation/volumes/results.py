@@ -14,6 +14,7 @@ from .truth import TrueVolume
 
 RESULTS, LABELS = "lesions.json", "lesions.nii.gz"
 FORMAT, VERSION = "a3d_det2 lesions", 1
+HIGHEST = 65535  # label
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +170,18 @@ def _label_map(path: str, volume: TrueVolume) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
         import nibabel
 
-        image = nibabel.load(path)
-        if volume.shape is not None and image.shape != volume.shape:
-            raise ValueError(f"{path}: expected a label map of {volume.shape} voxels, got {image.shape}.")
-        return np.asarray(image.dataobj)
+        try:
+            image = nibabel.load(path)
+            values = np.asarray(image.dataobj)
+        except Exception as error:  # nibabel says nowhere what it raises for a damaged file
+            raise ValueError(f"{path}: expected a label map as NIfTI, got a damaged file ({error}).") from error
+        if volume.shape is not None and values.shape != volume.shape:
+            raise ValueError(f"{path}: expected a label map of {volume.shape} voxels, got {values.shape}.")
+        if volume.affine is not None and not np.allclose(image.affine, volume.affine, atol=0.1):
+            raise ValueError(f"{path}: expected the label map on the grid of the truth, got another affine.")
+        if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > HIGHEST:
+            raise ValueError(f"{path}: expected labels, whole numbers from 0 to {HIGHEST}, got other values.")
+        return values
 
     return load
 

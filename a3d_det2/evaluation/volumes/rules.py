@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..matching import MatchRule
+from ..matching import MatchRule, is_box
 from .results import FoundVolume
 from .truth import TrueVolume
 
+UNKNOWN_DIAMETER = 10.0  # mm
 Overlap = Callable[[FoundVolume, TrueVolume, MatchRule], np.ndarray]
 
 
@@ -38,6 +39,8 @@ class VolumeRule:
         """Why it cannot judge a volume; "" if it can."""
         for name in self.needs:
             value = getattr(volume, name)
+            if isinstance(value, np.ndarray) and name != "to_mm":
+                value = value[~volume.excluded]
             lacks = value is None or (
                 isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.isnan(value).any()
             )
@@ -73,10 +76,13 @@ def key_slice_overlap(found: FoundVolume, volume: TrueVolume, rule: MatchRule) -
 
 
 def within_radius(found: FoundVolume, volume: TrueVolume, rule: MatchRule) -> np.ndarray:
-    """1 where the centres are less than half a diameter apart."""
-    steps = (found.centers[:, None] - volume.centers[None]) @ volume.to_mm.T
+    """1 where the centres are less than half a diameter apart. A diameter below 0, as LUNA16's excluded findings have,
+    is taken as 10 mm, as its program does."""
+    diameters = np.where(volume.long_mm < 0, UNKNOWN_DIAMETER, volume.long_mm)
     with np.errstate(invalid="ignore"):
-        return ((steps**2).sum(axis=-1) < (volume.long_mm / 2) ** 2).astype(np.float64)
+        steps = (found.centers[:, None] - volume.centers[None]) @ volume.to_mm.T
+        near = (steps**2).sum(axis=-1) < (diameters / 2) ** 2
+    return (near & is_box(found.boxes)[:, None]).astype(np.float64)
 
 
 def point_in_label(found: FoundVolume, volume: TrueVolume, rule: MatchRule) -> np.ndarray:
@@ -84,7 +90,12 @@ def point_in_label(found: FoundVolume, volume: TrueVolume, rule: MatchRule) -> n
     labels = volume.labels()
     with np.errstate(invalid="ignore"):
         voxels = np.rint(found.centers)
-        inside = np.isfinite(voxels).all(axis=1) & (voxels >= 0).all(axis=1) & (voxels < labels.shape).all(axis=1)
+        inside = (
+            is_box(found.boxes)
+            & np.isfinite(voxels).all(axis=1)
+            & (voxels >= 0).all(axis=1)
+            & (voxels < labels.shape).all(axis=1)
+        )
     hit = np.zeros(len(voxels), dtype=np.int64)
     hit[inside] = labels[tuple(voxels[inside].astype(np.int64).T)]
     return (hit[:, None] == volume.numbers[None]).astype(np.float64)

@@ -7,7 +7,7 @@ BOX = ("x1", "y1", "z1", "x2", "y2", "z2")
 
 
 def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and values of each row.
+    """Line number and values of each row, without spaces around them; empty rows are left out.
 
     Args:
         path: of a file in UTF-8; its first line names the columns.
@@ -27,19 +27,26 @@ def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
             for row in reader:
                 if None in row or None in row.values():
                     raise ValueError(f"{path}, line {reader.line_num}: expected {len(found)} values, one a column.")
-                yield reader.line_num, row
+                stripped = {name: value.strip() for name, value in row.items()}
+                if any(stripped.values()):
+                    yield reader.line_num, stripped
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path}: expected a CSV file in UTF-8, got something else ({error}).") from error
 
 
-def numbers(path: str, line: int, row: Mapping[str, str], columns: Sequence[str]) -> list[float]:
-    """The values of some columns.
+def numbers(
+    path: str, line: int, row: Mapping[str, str], columns: Sequence[str], empty: float | None = None
+) -> list[float]:
+    """The values of some columns; ``empty`` is what an empty one is, None an error.
 
     Raises:
         ValueError: if one is no number; the message names it.
     """
     found = []
     for name in columns:
+        if empty is not None and not row[name]:
+            found.append(empty)
+            continue
         try:
             found.append(float(row[name].replace("_", "?")))  # Python alone reads 1_0 as 10
         except ValueError:

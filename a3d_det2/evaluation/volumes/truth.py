@@ -13,6 +13,7 @@ from ..matching import is_box
 from .table import BOX, numbers, read_table
 
 SPACING = ("spacing_x", "spacing_y", "spacing_z")
+FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
 OPTIONAL = ("lesion", "patient", "diameter_mm", "excluded", *SPACING)
 
 
@@ -28,7 +29,7 @@ class TrueVolume:
         excluded: (m,) bool, findings that nobody need find.
         key_boxes: (m, 6), the box on the slice on which the lesion would be annotated, flat along ``slice_axis``.
         centers: (m, 3) voxels; None takes the middle of the boxes.
-        long_mm, short_mm, volume_mm3: (m,) measurements.
+        long_mm, short_mm, volume_mm3: (m,) measurements; below 0 is not known, as in LUNA16's annotations.
         to_mm: (3, 3), from steps between voxels to mm.
         slice_axis: of the three, along which slices follow each other.
         heights: (m,) from 0 at the head's end of the volume to 1 at that of the feet.
@@ -96,7 +97,7 @@ class TrueVolume:
     @cached_property
     def slice_interval(self) -> float:
         """mm between slices; NaN where it is not known."""
-        return math.nan if self.to_mm is None else float(np.linalg.norm(self.to_mm[:, self.slice_axis]))
+        return math.nan if self.to_mm is None else round(float(np.linalg.norm(self.to_mm[:, self.slice_axis])), 4)
 
 
 def read_boxes(path: str) -> list[TrueVolume]:
@@ -117,28 +118,36 @@ def read_boxes(path: str) -> list[TrueVolume]:
 
 def _volume(path: str, name: str, lines: list[tuple[int, dict[str, str]]]) -> TrueVolume:
     lesions = [(line, row) for line, row in lines if any(row[key].strip() for key in BOX)]
-    known = {key: {row[key] for _, row in lines} for key in OPTIONAL if key in lines[0][1]}
-    for key in ("patient", *SPACING):
-        if len(known.get(key, ())) > 1:
-            raise ValueError(f"{path}: expected one {key} of the volume {name}, got {sorted(known[key])}.")
-
-    def column(key: str) -> list[float]:
-        return [numbers(path, line, row, [key])[0] for line, row in lesions]
-
-    spacing = numbers(path, *lines[0], [name for name in SPACING if name in known])
+    known = [key for key in OPTIONAL if key in lines[0][1]]
+    patients = {row["patient"] for _, row in lines} if "patient" in known else {""}
+    spacings = {tuple(numbers(path, line, row, [key for key in SPACING if key in known])) for line, row in lines}
+    for what, values in (("patient", patients), ("spacing", spacings)):
+        if len(values) > 1:
+            raise ValueError(f"{path}: expected one {what} of the volume {name}, got {sorted(values)}.")
+    spacing = spacings.pop()
     if len(spacing) not in (0, 3) or any(not (0 < length < math.inf) for length in spacing):
-        raise ValueError(f"{path}: expected three spacings above 0 of the volume {name}, got {spacing}.")
+        raise ValueError(f"{path}: expected three spacings above 0 of the volume {name}, got {list(spacing)}.")
+    diameters = [
+        numbers(path, line, row, ["diameter_mm"], empty=math.nan) for line, row in lesions if "diameter_mm" in known
+    ]
+    excluded = [_is_excluded(path, line, row) for line, row in lesions if "excluded" in known]
     boxes = np.array([numbers(path, line, row, BOX) for line, row in lesions]).reshape(-1, 6)
     return TrueVolume(
         id=name,
         boxes=boxes,
-        patient=next(iter(known["patient"])) if "patient" in known else None,
+        patient=patients.pop() or None,
         lesions=[row["lesion"] for _, row in lesions] if "lesion" in known else (),
-        excluded=np.array(column("excluded")) == 1 if "excluded" in known else None,
+        excluded=np.array(excluded, dtype=bool) if "excluded" in known else None,
         key_boxes=flat_boxes(boxes),
-        long_mm=column("diameter_mm") if "diameter_mm" in known else None,
+        long_mm=np.array(diameters).reshape(-1) if "diameter_mm" in known else None,
         to_mm=np.diag(spacing) if spacing else None,
     )
+
+
+def _is_excluded(path: str, line: int, row: Mapping[str, str]) -> bool:
+    if row["excluded"].lower() not in FLAGS:
+        raise ValueError(f"{path}, line {line}: expected 0 or 1 as excluded, got {row['excluded']!r}.")
+    return FLAGS[row["excluded"].lower()]
 
 
 def read_json_boxes(path: str) -> list[TrueVolume]:
@@ -171,14 +180,22 @@ def _json_volume(path: str, number: int, one: dict) -> TrueVolume:
             id=str(one["volume"]),
             boxes=boxes,
             patient=None if one.get("patient") is None else str(one["patient"]),
-            lesions=[str(lesion["lesion"]) for lesion in lesions] if any("lesion" in one for one in lesions) else (),
-            excluded=np.array([bool(lesion.get("excluded", False)) for lesion in lesions]),
+            lesions=[str(lesion["lesion"]) for lesion in lesions]
+            if any("lesion" in lesion for lesion in lesions)
+            else (),
+            excluded=np.array([_flag(lesion.get("excluded", False)) for lesion in lesions], dtype=bool),
             key_boxes=flat_boxes(boxes),
             long_mm=np.array([lesion.get("diameter_mm", math.nan) for lesion in lesions], dtype=np.float64),
             to_mm=None if spacing is None else np.diag(spacing),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}, volume {number}: expected a volume with its lesions ({error!r}).") from error
+
+
+def _flag(value) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false as excluded, got {shortened(value)}")
+    return value
 
 
 def flat_boxes(boxes: np.ndarray) -> np.ndarray:
@@ -193,6 +210,9 @@ def from_manual_test_set(annotations: Mapping[str, np.ndarray]) -> list[TrueVolu
         annotations: name of the sub-volume, ``PATIENT_STUDY_SERIES_TOP-BOTTOM`` -> (m, 6) boxes.
 
     Raises:
-        ValueError: see :class:`TrueVolume`.
+        ValueError: if a name is no text or boxes are no array; see also :class:`TrueVolume`.
     """
+    for name, boxes in annotations.items():
+        if not isinstance(name, str) or not isinstance(boxes, np.ndarray) or boxes.dtype.kind not in "iuf":
+            raise ValueError(f"Expected arrays of boxes by the names of sub-volumes, got one of {shortened(name)}.")
     return [TrueVolume(id=name, boxes=boxes, patient=name.split("_")[0]) for name, boxes in annotations.items()]

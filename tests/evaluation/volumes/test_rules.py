@@ -243,6 +243,28 @@ def test_luna16_is_strict_and_ignores_what_is_excluded():
     assert found((2, 2, 2), (3, 2, 2), (8, 9, 8)) == (1, 1, 0)
 
 
+def test_luna16_takes_unknown_diameters_as_10_mm():
+    """Its excluded findings have a diameter of -1; a mark 3 mm from one counts nowhere."""
+    boxes = np.array([[5, 5, 5, 5, 5, 5], [50, 50, 50, 50, 50, 50]], dtype=float)
+    volume = TrueVolume("a", boxes, long_mm=[8.0, -1.0], to_mm=np.eye(3), excluded=[False, True])
+    found = FoundVolume("a", np.array([[53, 50, 50, 53, 50, 50], [56, 50, 50, 56, 50, 50]]), [0.9, 0.8])
+    evaluation = VolumeEvaluation([volume], [found], RULES["luna16"], resamples=0)
+    assert evaluation.matches.false_positive.tolist() == [False, True]
+    unknown = TrueVolume("a", boxes, long_mm=[8.0, np.nan], to_mm=np.eye(3), excluded=[False, True])
+    assert VolumeEvaluation([unknown], [found], RULES["luna16"], resamples=0).matches.false_positive.all()
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name != "picai"])
+def test_a_box_that_is_none_hits_nothing(name):
+    labels = np.ones((10, 10, 10), dtype=int)
+    key = np.array([[0, 0, 5, 9, 9, 5]])
+    more = {"key_boxes": key, "long_mm": [20.0], "to_mm": np.eye(3), "labels": lambda: labels, "numbers": np.array([1])}
+    volume = TrueVolume("a", np.array([[0, 0, 0, 9, 9, 9]]), **more)
+    boxes = np.array([[9, 9, 9, 0, 0, 0], [np.nan, 0, 0, 9, 9, 9], [0, 0, 0, np.inf, 9, 9]])
+    found = FoundVolume("a", boxes, [0.9, 0.8, 0.7])
+    assert VolumeEvaluation([volume], [found], RULES[name], resamples=0).matches.false_positive.all()
+
+
 def test_one_slice_passes_iobb_and_not_iou():
     """A perfect box on one of ten slices."""
     volume = TrueVolume("a", np.array([[0, 0, 0, 9, 9, 9]]))

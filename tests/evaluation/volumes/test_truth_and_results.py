@@ -31,6 +31,14 @@ def test_boxes_of_a_csv_file(tmp_path):
         assert (first.slice_interval, second.slice_interval, len(second.boxes)) == (2, 5, 0)
 
 
+def test_empty_cells_and_rows(tmp_path):
+    head = f"{HEADER},patient,diameter_mm,excluded"
+    lines = [" a ,0,0,0,9,9,3,,,", "a,20,0,4,29,9,4,,8,True", ",,,,,,,,,", "b,,,,,,,q,,"]
+    first, second = read_boxes(write(tmp_path / "truth.csv", head, *lines))
+    assert (first.id, first.patient, second.patient) == ("a", None, "q")
+    assert (np.isnan(first.long_mm[0]), first.long_mm[1], first.excluded.tolist()) == (True, 8, [False, True])
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -45,6 +53,7 @@ def test_boxes_of_a_csv_file(tmp_path):
             "each lesion, got 'L' twice",
         ),
         ([f"{HEADER},patient", "a,0,0,0,9,9,9,p", "a,1,1,1,2,2,2,q"], "expected one patient of the volume a"),
+        ([f"{HEADER},excluded", "a,0,0,0,9,9,9,2"], "line 2: expected 0 or 1 as excluded, got '2'"),
         ([f"{HEADER},spacing_x", "a,0,0,0,9,9,9,1"], "expected three spacings above 0 of the volume a"),
     ],
 )
@@ -66,6 +75,7 @@ def test_boxes_of_a_json_file(tmp_path):
     for content, message in (
         ({}, "expected a list of volumes"),
         ([{"volume": "a"}], "volume 0: expected a volume with its lesions .*lesions"),
+        ([{"volume": "a", "lesions": [{"box": [0] * 6, "excluded": "false"}]}], "expected true or false as excluded"),
         ([{"volume": "a", "lesions": [{"box": [1, 2]}]}], "volume 0: expected a volume with its lesions"),
         ([{"volume": "a", "lesions": [], "spacing_mm": [1, 0, 1]}], "expected three spacings above 0"),
         ([{"volume": "a", "lesions": [{"box": [9, 0, 0, 0, 9, 9]}]}], "expected x1 <= x2"),
@@ -158,12 +168,31 @@ def test_label_maps_of_another_grid(tmp_path):
     found = read_lesions(str(tmp_path), volume)
     with pytest.raises(ValueError, match=r"expected a label map of \(10, 10, 10\) voxels, got \(9, 9, 9\)"):
         VolumeEvaluation([volume], [found], RULES["picai"])
+    placed = TrueVolume("a", np.array([[0, 0, 0, 9, 9, 9]]), **more, affine=np.eye(4))
+    path = tmp_path / "lesions.nii.gz"
+
+    def problem():
+        with pytest.raises(ValueError, match=r"lesions.nii.gz: ") as error:
+            read_lesions(str(tmp_path), placed).labels()
+        return str(error.value)
+
+    nibabel.save(nibabel.Nifti1Image(np.ones((10, 10, 10), np.int16), np.diag([2, 1, 1, 1])), path)
+    assert "expected the label map on the grid of the truth, got another affine" in problem()
+    for values in (np.full((10, 10, 10), 0.5, np.float32), np.full((10, 10, 10), -1, np.int16)):
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+        assert "expected labels, whole numbers from 0 to 65535, got other values" in problem()
+    for damaged in (path.read_bytes()[:60], b"Dear colleague"):
+        path.write_bytes(damaged)
+        assert "expected a label map as NIfTI, got a damaged file" in problem()
 
 
 def test_the_names_of_the_manual_test_set():
     boxes = {"000238_04_02_82-120": np.array([[1, 2, 83, 9, 9, 90]]), "000238_04_03_1-60": np.zeros((0, 6))}
     first, second = from_manual_test_set(boxes)
     assert (first.patient, second.patient, len(second.boxes)) == ("000238", "000238", 0)
+    for odd in ({7: np.zeros((0, 6))}, {"a": None}, {"a": {}}, {"a": np.array(["x"])}):
+        with pytest.raises(ValueError, match="Expected arrays of boxes by the names of sub-volumes"):
+            from_manual_test_set(odd)
 
 
 def test_volumes_that_do_not_fit():
