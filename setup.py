@@ -43,7 +43,7 @@ setup(
         "a3d_det2.configs": ["*.yaml"],
         "a3d_det2.configs.quick": ["*.yaml"],
         "a3d_det2.configs.published": ["*.yaml"],
-        "a3d_det2.evaluation.report": ["page.html", "volumes.html", "style.css"],
+        "a3d_det2.evaluation.report": ["base.html", "page.html", "volumes.html", "style.css"],
         "a3d_det2.volumes": ["viewer.html"],
     },
     ext_modules=[

@@ -59,7 +59,7 @@ def read_labels(path: str) -> LabelledLesions:
     stored = _labels(path)
     ours = stored[tuple(slice(None, None, -1 if flip else 1) for flip in file.stored_flips)]
     ours = ours.transpose([file.stored_axes.index(axis) for axis in (2, 1, 0)])
-    volume = _empty(file, ours.shape)
+    volume = file.volume(np.broadcast_to(np.int16(0), ours.shape))  # its pixels are not looked at
     places = ndimage.find_objects(ours)
     numbers = [number for number, place in enumerate(places, 1) if place is not None]
     lesions = [_measure(number, ours, places[number - 1], volume) for number in numbers]
@@ -94,21 +94,6 @@ def _labels(path: str) -> np.ndarray:
     if labels is None or (labels != values).any() or labels.min() < 0 or labels.max() > HIGHEST:
         raise UnreadableVolume(f"{path}: expected labels, whole numbers from 0 to {HIGHEST}, got other values")
     return labels
-
-
-def _empty(file: NiftiFile, shape: tuple[int, int, int]) -> Volume:
-    """The geometry of the file, without a CT."""
-    affine, depth = file.affine, shape[0]
-    normal = np.cross(affine[:3, 0], affine[:3, 1])
-    normal /= np.linalg.norm(normal)
-    step = affine[:3, 2]
-    along = abs(float(step @ normal))
-    in_plane = step - (step @ normal) * normal
-    units = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)
-    positions = np.arange(depth) * along
-    offsets = np.arange(depth)[:, None] * (in_plane @ units)
-    axes = {"stored_axes": file.stored_axes, "stored_flips": file.stored_flips}
-    return Volume(np.broadcast_to(np.int16(0), shape), affine, positions, offsets, file.name, **axes)
 
 
 def _measure(number: int, labels: np.ndarray, place: tuple[slice, ...], volume: Volume) -> Lesion:

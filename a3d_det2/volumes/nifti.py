@@ -109,6 +109,10 @@ class NiftiFile:
             raise UnreadableVolume(
                 f"{self.path}: expected HU, of which fat and air have less than 0, got {hu.min()} to {hu.max()}"
             )
+        return self.volume(hu)
+
+    def volume(self, hu: np.ndarray) -> Volume:
+        """The volume with (D, H, W) int16 in DeepLesion's orientation, where this file lies."""
         step = self.affine[:3, 2]
         along = self.spacing[2]
         in_plane = step - (step @ self._normal) * self._normal

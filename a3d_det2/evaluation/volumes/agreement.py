@@ -13,12 +13,10 @@ class Agreement:
 
     Attributes:
         truth, found: (k,) the two measurements.
-        volume: (k,) index of each one's volume.
     """
 
     truth: np.ndarray
     found: np.ndarray
-    volume: np.ndarray
 
     @property
     def differences(self) -> np.ndarray:

@@ -160,7 +160,7 @@ class VolumeEvaluation(FrocEvaluation):
             truth = self._all(name)[counted][was_hit]
             known = ~np.isnan(found) & ~np.isnan(truth)
             if known.any():
-                result[title] = Agreement(truth[known], found[known], self.lesion_volume[was_hit][known])
+                result[title] = Agreement(truth[known], found[known])
         return result
 
     def summary(self) -> dict:

@@ -61,7 +61,7 @@ class DicomResults:
             OSError: if the folder is there already, or something cannot be written.
         """
         self.check(volume)
-        is_minted = bool(source_problem(volume))
+        is_minted = self.mint_uids and bool(source_problem(volume))
         volume = mint_origin(volume) if is_minted else volume
         lesions = [lesion for lesion in lesions if lesion.score >= self.min_score]
         if not (lesions or is_minted):

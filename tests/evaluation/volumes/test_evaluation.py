@@ -61,10 +61,10 @@ def test_by_hand(case):
 
 
 def test_limits_of_agreement():
-    one = Agreement(np.array([10.0, 20, 30]), np.array([11.0, 20, 32]), np.zeros(3, int))
+    one = Agreement(np.array([10.0, 20, 30]), np.array([11.0, 20, 32]))
     spread = np.std([1, 0, 2], ddof=1) * 1.96
     assert one.summary() == {"num_lesions": 3, "bias": 1.0, "limits": pytest.approx([1 - spread, 1 + spread])}
-    alone = Agreement(np.array([10.0]), np.array([11.0]), np.zeros(1, int)).summary()
+    alone = Agreement(np.array([10.0]), np.array([11.0])).summary()
     assert alone["bias"] == 1.0
     assert np.isnan(alone["limits"]).all()
 
