@@ -6,8 +6,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch.multiprocessing import ProcessExitedException
-
 from ..files import printable
 
 EXIT_STATUS = 2  # as argparse's
@@ -55,8 +53,9 @@ def exit_on_mistakes() -> Iterator[None]:
         if sys.flags.dev_mode:
             raise
         print(f"{os.path.basename(sys.argv[0])}: error: {printable(str(error))}", file=sys.stderr, flush=True)
-    except ProcessExitedException as error:
-        if error.exit_code != EXIT_STATUS:
+    except Exception as error:
+        # By its name, so that commands that need no torch do not load it.
+        if type(error).__name__ != "ProcessExitedException" or error.exit_code != EXIT_STATUS:
             raise
     else:
         return

@@ -10,6 +10,7 @@ For research, not a medical device.
 """
 
 import argparse
+import hashlib
 import logging
 import os
 import sys
@@ -23,18 +24,17 @@ from fvcore.common.config import CfgNode
 from tabulate import tabulate
 
 from .. import __version__
-from ..data.recist import BOX_MARGIN
 from ..files import printable
 from ..model_zoo import find_config_file
 from ..optional import detectron2_problem
 from ..volumes import UnreadableVolume, list_volumes
-from ..volumes.linking import SCORES, LinkingRule
+from ..volumes.linking import LinkingRule
 from ..volumes.reading import Source, choose
 from ..volumes.writing import OUTPUTS, replacing_folder, write_results
-from .command import ENGINES
 from .config_check import Start, check_prediction
 from .mistakes import Mistake, exit_on_mistakes, mistakes
-from .predictor import DTYPES, LesionPredictor
+from .prediction_options import add_prediction_options, check_prediction_options
+from .predictor import LesionPredictor
 
 if TYPE_CHECKING:  # it needs highdicom
     from ..volumes.dicom_results import DicomResults
@@ -48,41 +48,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--series", help="UID or name of the one volume to take")
     text = "of PNG slices: mm between columns, rows and slices (DL_info.csv above them)"
     parser.add_argument("--spacing", type=float, nargs=3, metavar=("X", "Y", "Z"), help=text)
-    model = parser.add_argument_group("model")
-    model.add_argument("--config-file", help="file, or name of a config of the package")
-    model.add_argument("--weights", help="checkpoint of a trained detector (MODEL.WEIGHTS)")
-    model.add_argument("--engine", choices=ENGINES, help="that trained it (Detectron2 where it is installed)")
-    model.add_argument("--device", help="cpu, cuda, ... (MODEL.DEVICE, or the CPU where there is no CUDA)")
-    model.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast (%(default)s)")
-    model.add_argument("--batch-size", type=int, help="key slices at once (1 on the CPU, else 8)")
-    model.add_argument("--step", type=float, default=0.0, help="mm between key slices (0: every slice)")
-    model.add_argument("--refine", action="store_true", help="with --step: then every slice around what was found")
-    model.add_argument("--whole-slices", action="store_true", help="do not leave out the air around the body")
-    defaults = LinkingRule()
-    link = parser.add_argument_group("lesions; docs/volumes.md says where the defaults come from")
-    link.add_argument("--min-score", type=float, default=0.1, help="of detections that are linked (%(default)s)")
-    link.add_argument("--link-iou", type=float, default=defaults.iou, help="of boxes in plane (%(default)s)")
-    link.add_argument("--gap", type=float, help="mm without a detection within a lesion (one slice, or 2)")
-    link.add_argument("--min-slices", type=int, default=defaults.min_slices, help="of a lesion (%(default)s)")
-    link.add_argument("--min-extent", type=float, default=defaults.min_extent, help="mm (%(default)s)")
-    link.add_argument(
-        "--lesion-score", choices=SCORES, default=defaults.score, help="from those of slices (%(default)s)"
-    )
-    link.add_argument("--nms-iou", type=float, default=defaults.nms_iou, help="of lesions, in 3D (%(default)s)")
-    text = "pixels between a lesion and its box in the training data (%(default)s)"
-    link.add_argument("--box-margin", type=float, default=BOX_MARGIN, help=text)
-    out = parser.add_argument_group("output")
-    text = f"of {','.join(OUTPUTS)}, those to leave out, separated by commas"
-    out.add_argument("--without", type=output_names, default=[], metavar="NAMES", help=text)
-    out.add_argument("--keep-identifiers", action="store_true", help="write whose CT it is into lesions.json")
-    dicom = parser.add_argument_group("DICOM, for archives and their viewers; needs the extra [dicom]")
-    text = "write a Segmentation and a structured report, with the patient and study of the CT, into OUTPUT/dicom"
-    dicom.add_argument("--dicom", action="store_true", help=text)
-    text = "where they cannot refer to the CT (no DICOM, or without UIDs), write it as DICOM with new UIDs beside them"
-    dicom.add_argument("--mint-uids", action="store_true", help=text)
-    text = "leave out all of patient and study but UIDs"
-    dicom.add_argument("--pseudonymous", action="store_true", help=text)
-    dicom.add_argument("--dicom-score", type=float, metavar="SCORE", help="of lesions that are written (all)")
+    add_prediction_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, changes of the config")
     args = parser.parse_args(argv)
     if not args.list and not (args.output and args.config_file):
@@ -90,21 +56,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     given, output = (os.path.realpath(path or "") for path in (args.input, args.output))
     if args.output and os.path.commonpath([given, output]) == output:
         parser.error(f"expected an --output that does not hold the input {args.input}, got {args.output}")
-    if not args.dicom and (args.mint_uids or args.pseudonymous or args.dicom_score is not None):
-        parser.error("expected --dicom with --mint-uids, --pseudonymous and --dicom-score")
-    if args.dicom_score is not None and not 0 <= args.dicom_score <= 1:
-        parser.error(f"expected a --dicom-score from 0 to 1, got {args.dicom_score}")
+    check_prediction_options(parser, args)
     if args.series == "":
         parser.error("expected a UID or name as --series, got none")
     return args
-
-
-def output_names(text: str) -> list[str]:
-    """A type for argparse: names of outputs, separated by commas."""
-    names = text.split(",")
-    if unknown := [name for name in names if name not in OUTPUTS]:
-        raise argparse.ArgumentTypeError(f"expected of {', '.join(OUTPUTS)}, got {', '.join(unknown)}")
-    return names
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -265,6 +220,7 @@ def build_predictor(args: argparse.Namespace) -> tuple[LesionPredictor, dict]:
         "engine": engine,
         "config": os.path.basename(config_file),
         "changes": ["(a path)" if os.sep in text else text for text in args.opts],
+        "config_sha256": config_digest(cfg),
         "weights_sha256": predictor.weights_sha256,
         "dtype": args.dtype,
         "step_mm": args.step,
@@ -275,6 +231,15 @@ def build_predictor(args: argparse.Namespace) -> tuple[LesionPredictor, dict]:
         "linking": asdict(rule),
     }
     return predictor, how
+
+
+def config_digest(cfg: CfgNode) -> str:
+    """SHA-256 of a config without what has no part in what a detector finds: where its files lie, and the device."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = ""
+    cfg.DATASETS = cfg.DATALOADER = type(cfg)()
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()
 
 
 def load_config(engine: str, config_file: str, opts: list[str]) -> tuple[CfgNode, tuple]:

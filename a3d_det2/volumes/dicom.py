@@ -112,8 +112,8 @@ class Series:
         return self.description or os.path.basename(os.path.normpath(self.path))
 
 
-def list_series(path: str) -> list[Series]:
-    """Find the series in a DICOM file, or in a folder at any depth. Files that are no DICOM are left out.
+def list_series(path: str, deep: bool = True) -> list[Series]:
+    """Find the series in a DICOM file or in a folder, if ``deep`` at any depth. Files that are no DICOM are left out.
 
     Returns:
         a Series for each series, orientation and size, the largest first; those that cannot be used say why.
@@ -121,7 +121,7 @@ def list_series(path: str) -> list[Series]:
     import pydicom
 
     groups: dict[tuple, list[Series]] = {}
-    for file in _files(path):
+    for file in _files(path, deep):
         try:
             tags = pydicom.dcmread(file, specific_tags=TAGS, stop_before_pixels=True)
         except Exception:  # pydicom says nowhere what it raises for a file that is none
@@ -157,11 +157,11 @@ def _mixed(series: Series, others: Sequence[Series]) -> str:
     return "expected slices of one orientation in a series, got several" if series in same and directions else ""
 
 
-def _files(path: str) -> Iterator[str]:
+def _files(path: str, deep: bool) -> Iterator[str]:
     if os.path.isfile(path):
         yield path
         return
-    for folder, names in search(path):
+    for folder, names in search(path, deep):
         for name in names:
             if os.path.isfile(file := os.path.join(folder, name)):  # and no pipe, which would be waited for
                 yield file

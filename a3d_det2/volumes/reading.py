@@ -19,6 +19,7 @@ class Source:
     """A volume that can be read, or the reason why not.
 
     Attributes:
+        path: of the file or folder, for :func:`read_volume`.
         kind: "DICOM", "NIfTI" or "PNG".
         uid: of a DICOM series; else "".
         name: description of the series, or name of the file or folder.
@@ -30,6 +31,7 @@ class Source:
         read: reads it.
     """
 
+    path: str
     kind: str
     uid: str
     name: str
@@ -41,12 +43,13 @@ class Source:
     read: Callable[[], Volume]
 
 
-def list_volumes(path: str, spacing: Sequence[float] | None = None) -> list[Source]:
+def list_volumes(path: str, spacing: Sequence[float] | None = None, deep: bool = True) -> list[Source]:
     """List the volumes in a file or, at any depth, in a folder: DICOM series, NIfTI files, folders of 16-bit PNG.
 
     Args:
         path: of the file or folder.
         spacing: mm between columns, rows and slices, of PNG, which do not say it; see :class:`.PngFolder`.
+        deep: False looks into no folder within a folder.
 
     Returns:
         those that can be read and those that cannot; DICOM series first.
@@ -59,8 +62,8 @@ def list_volumes(path: str, spacing: Sequence[float] | None = None) -> list[Sour
         raise FileNotFoundError(f"{path}: no such file or folder")
     if os.path.isfile(path) and path.lower().endswith(NIFTI):
         return [_nifti(path)]
-    sources = [_dicom(series) for series in list_series(path)]
-    for folder, names in search(path):
+    sources = [_dicom(series) for series in list_series(path, deep)]
+    for folder, names in search(path, deep):
         sources += [_nifti(os.path.join(folder, name)) for name in names if name.lower().endswith(NIFTI)]
         pngs = PngFolder(folder, spacing)
         if pngs.series.numbers:
@@ -120,7 +123,7 @@ def _dicom(series) -> Source:
     interval = series.interval()
     spacing = None if interval is None else (columns, rows, interval)
     facts = series.uid, series.name, len(series.slices), series.size, spacing, series.orientation, series.problem
-    return Source("DICOM", *facts, lambda: read_dicom(series))
+    return Source(series.path, "DICOM", *facts, lambda: read_dicom(series))
 
 
 def _nifti(path: str) -> Source:
@@ -129,9 +132,9 @@ def _nifti(path: str) -> Source:
     except UnreadableVolume as error:
         problem = str(error).removeprefix(f"{path}: ")
         facts = "NIfTI", "", nifti_name(path), 0, (0, 0), None, "unknown", problem
-        return Source(*facts, lambda: NiftiFile(path).read())
+        return Source(path, *facts, lambda: NiftiFile(path).read())
     columns, rows, slices = file.shape
-    return Source("NIfTI", "", file.name, slices, (rows, columns), file.spacing, "axial", "", file.read)
+    return Source(path, "NIfTI", "", file.name, slices, (rows, columns), file.spacing, "axial", "", file.read)
 
 
 def _png(folder: PngFolder) -> Source:
@@ -143,4 +146,4 @@ def _png(folder: PngFolder) -> Source:
     slices = len(folder.series.numbers)
     if slices < 2:
         problem = f"expected several slices, got {slices}"
-    return Source("PNG", "", folder.name, slices, (0, 0), spacing, "axial", problem, folder.read)
+    return Source(folder.folder, "PNG", "", folder.name, slices, (0, 0), spacing, "axial", problem, folder.read)

@@ -8,13 +8,15 @@ RESULTS = "lesions.json"
 FORMAT = "a3d_det2 lesions"  # that such a file of ours names
 
 
-def search(path: str) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those in it at any depth, with the names of their files in order. Folders of results are left out,
-    with all that is in them: the label map of a prediction is no CT, and a copy of the CT none of its own."""
+def search(path: str, deep: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """A folder and, if ``deep``, those in it at any depth, with the names of their files in order. Folders of results
+    are left out, with all in them: the label map of a prediction is no CT, and a copy of the CT none of its own."""
     for folder, subfolders, names in os.walk(path):
         if RESULTS in names and read_results(folder) is not None:
             subfolders.clear()
             continue
+        if not deep:
+            subfolders.clear()
         subfolders.sort()
         yield folder, sorted(names)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...csv_table import read_table
 from ...files import shortened
 from ..matching import is_box
-from .table import BOX, numbers, read_table
+from .columns import BOX, numbers
 from .truth import TrueVolume
 
 RESULTS, LABELS = "lesions.json", "lesions.nii.gz"

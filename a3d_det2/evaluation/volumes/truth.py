@@ -8,9 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
+from ...csv_table import read_table
 from ...files import shortened
 from ..matching import is_box
-from .table import BOX, numbers, read_table
+from .columns import BOX, numbers
 
 SPACING = ("spacing_x", "spacing_y", "spacing_z")
 FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}

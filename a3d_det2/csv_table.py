@@ -1,9 +1,7 @@
 """CSV files with named columns, row by row."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
-
-BOX = ("x1", "y1", "z1", "x2", "y2", "z2")
+from collections.abc import Iterator, Sequence
 
 
 def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -32,23 +30,3 @@ def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
                     yield reader.line_num, stripped
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path}: expected a CSV file in UTF-8, got something else ({error}).") from error
-
-
-def numbers(
-    path: str, line: int, row: Mapping[str, str], columns: Sequence[str], empty: float | None = None
-) -> list[float]:
-    """The values of some columns; ``empty`` is what an empty one is, None an error.
-
-    Raises:
-        ValueError: if one is no number; the message names it.
-    """
-    found = []
-    for name in columns:
-        if empty is not None and not row[name]:
-            found.append(empty)
-            continue
-        try:
-            found.append(float(row[name].replace("_", "?")))  # Python alone reads 1_0 as 10
-        except ValueError:
-            raise ValueError(f"{path}, line {line}: expected a number as {name}, got {row[name]!r}.") from None
-    return found

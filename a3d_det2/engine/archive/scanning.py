@@ -1,0 +1,106 @@
+"""Folders -> the rows of a manifest, by the headers of the files alone."""
+
+import os
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ...data.workers import start_worker
+from ...volumes.reading import list_volumes
+from ...volumes.search import search
+from .manifest import Item
+from .reading import SPAWN
+
+
+class Found(NamedTuple):
+    """A volume in a folder; ``problem`` says why it cannot be read there, "" if it can."""
+
+    path: str
+    uid: str
+    name: str
+    problem: str
+
+
+@dataclass
+class Scan:
+    """The volumes under a folder.
+
+    Attributes:
+        items: those that can be read, by their ids: of a DICOM series its UID, of others the path below the folder.
+        problems: reasons why others cannot, and how many there are for each.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    problems: Counter[str] = field(default_factory=Counter)
+
+
+def scan(root: str, workers: int = 1) -> Scan:
+    """Find the volumes under a folder, at any depth.
+
+    Args:
+        root: the folder.
+        workers: processes that read headers.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ImportError: if pydicom or nibabel is not installed.
+    """
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"{root}: no such folder")
+    root = os.path.abspath(root)
+    items: dict[str, Item] = {}
+    result, by_uid = Scan(), defaultdict(list)
+    folders = [folder for folder, names in search(root) if names]
+    with ProcessPoolExecutor(workers, SPAWN, initializer=start_worker) as pool:
+        for volumes in tqdm(pool.map(scan_folder, folders), "folders", len(folders), unit="folder"):
+            for one in volumes:
+                if one.uid:
+                    by_uid[one.uid].append(one)
+                else:
+                    _add(result, items, _item(one, root), one.problem)
+    for uid, parts in by_uid.items():
+        usable = [one for one in parts if not one.problem]
+        if not usable and len({one.path for one in parts}) > 1:
+            usable, parts = _together(uid, parts, root)
+        for one in usable[:1]:  # the others are copies
+            _add(result, items, Item(uid, one.path, uid), "")
+        if not usable:
+            result.problems[parts[0].problem] += 1
+    result.items = sorted(items.values())
+    return result
+
+
+def scan_folder(folder: str, deep: bool = False) -> list[Found]:
+    """The volumes in a folder, without those in folders below unless ``deep``."""
+    return [Found(one.path, one.uid, one.name, one.problem) for one in list_volumes(folder, deep=deep)]
+
+
+def _item(one: Found, root: str) -> Item:
+    """Of a volume without a UID."""
+    name = os.path.relpath(one.path, root)
+    for extension in (".nii.gz", ".nii"):
+        if name.lower().endswith(extension):
+            return Item(name[: -len(extension)], one.path)
+    return Item(os.path.join(name, one.name), one.path, one.name)
+
+
+def _add(result: Scan, items: dict[str, Item], item: Item, problem: str) -> None:
+    if not problem and item.id in items:
+        problem = "another volume has its id"
+    if problem:
+        result.problems[problem] += 1
+    else:
+        items[item.id] = item
+
+
+def _together(uid: str, parts: list[Found], root: str) -> tuple[list[Found], list[Found]]:
+    """Those that can be read, and all, of a series whose slices lie in several folders of one."""
+    folder = os.path.commonpath([one.path for one in parts])
+    if folder == root:  # which is not searched as a whole for each of its series
+        problem = f"expected the slices of a series in one folder below {root}, got several"
+        return [], [parts[0]._replace(problem=problem)]
+    found = [one for one in scan_folder(folder, deep=True) if one.uid == uid]
+    return [one for one in found if not one.problem], found or parts
