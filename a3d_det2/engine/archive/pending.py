@@ -50,6 +50,11 @@ class Pending:
                 if before["how"].get(name) != how.get(name):
                     self.say(f"  {name}: {before['how'].get(name)!r} -> {how.get(name)!r}")
 
+    def end(self) -> None:
+        """Remove what processes that were killed have left behind."""
+        if self._run is not None:
+            sweep(self.output)
+
     def of(self, items: Iterable[Item]) -> Iterator[Item]:
         """Those that are left. Items that were begun and never completed come last, as they may be why."""
         put_off = []

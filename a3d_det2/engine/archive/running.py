@@ -65,6 +65,7 @@ def predict_archive(
             bar.set_postfix(errors=counts[ERROR], refresh=False)
             bar.update(pending.skipped + counts.total() - bar.n)
         bar.update(pending.skipped + counts.total() - bar.n)
+        pending.end()
     print(f"{total} volumes: {counts[DONE]} done, {counts[ERROR]} errors, {pending.skipped} were done before.")
     if pending.of_other_runs:
         print(f"{pending.of_other_runs} of them had results of another config, and were done again.")
