@@ -130,3 +130,5 @@ def add_a3d_config(cfg: CfgNode) -> None:
     # Seconds after which a data loader that has got nothing from its workers stops with an error, rather than waiting
     # for a disk for ever; 0 waits for ever. Only with NUM_WORKERS above 0.
     _C.DATALOADER.TIMEOUT = 600
+    # Seconds that a process of a training waits for the others, such as on a network that is gone; then all end.
+    _C.SOLVER.PROCESS_TIMEOUT = 1800

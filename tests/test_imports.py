@@ -34,6 +34,7 @@ NEED_DETECTRON2 = {
     "a3d_det2.engine.detectron2_rules",
     "a3d_det2.engine.hooks",
     "a3d_det2.engine.launching",
+    "a3d_det2.engine.steps",
     "a3d_det2.engine.trainer",
     "a3d_det2.engine.tta",
     "a3d_det2.evaluation.deeplesion_evaluation",

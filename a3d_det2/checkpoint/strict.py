@@ -13,6 +13,8 @@ from .download import find_weights, is_download
 from .formats import FORMATS, NOTHING, Format
 from .unpickling import read_pickle
 
+NUMBERED = re.compile(r"model_(\d+)\.pth")
+
 
 class UnreadableWeights(ValueError):
     """A file that is no checkpoint, or an incomplete one."""
@@ -25,7 +27,9 @@ class StrictCheckpointer(Checkpointer):
     2. reads pickles of model zoos without running what else they hold, and checks downloads,
     3. raises when weights do not fit, instead of logging it,
     4. raises when a training is to be resumed from a checkpoint without its optimizer or the like,
-    5. puts each file under its name only when it is complete.
+    5. puts each file under its name only when it is complete,
+    6. resumes from the checkpoint before the last one where that is damaged, and says so,
+    7. saves no weights that are NaN or infinite.
 
     Attributes:
         formats: those that a checkpoint is compared with, in this order.
@@ -57,12 +61,36 @@ class StrictCheckpointer(Checkpointer):
             return super().load(path, checkpointables)
         except torch.OutOfMemoryError:
             raise
-        except ValueError as error:
-            if isinstance(error, UnreadableWeights) and is_download(path) and "?" not in path:
+        except UnreadableWeights as error:
+            if is_download(path) and "?" not in path:
                 os.remove(local)  # or the next try would find it again
+            raise UnreadableWeights(f"{path}: {error}") from error
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         except (AttributeError, LookupError, RuntimeError, TypeError) as error:
             raise ValueError(f"{path}: its states do not fit ({type(error).__name__}: {error})") from error
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """As fvcore's; where the last checkpoint is damaged or gone, the training goes on from the one before it.
+
+        Raises:
+            FileNotFoundError, ValueError: see :meth:`load`; and if none of the checkpoints can be read.
+        """
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=False)
+        last = self.get_checkpoint_file()
+        problems: list[Exception] = []
+        for candidate in (last, *_earlier_checkpoints(last)):
+            try:
+                loaded = self.load(candidate)
+            except (UnreadableWeights, FileNotFoundError) as error:
+                problems.append(error)
+                continue
+            if problems:
+                damaged = "\n  ".join(map(str, problems))
+                self.logger.warning(f"Going on from {candidate}, as what came after it cannot be read:\n  {damaged}")
+            return loaded
+        raise problems[0]
 
     def _load_file(self, filename: str):
         try:
@@ -132,14 +160,25 @@ class StrictCheckpointer(Checkpointer):
             name: file name without ".pth".
             tag: whether ``--resume`` shall go on from this file.
             kwargs: extra data to save.
+
+        Raises:
+            FloatingPointError: if a weight is NaN or infinite; files that are there stay as they are.
+            OSError: if the file cannot be written, with the same.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
+        weights = self.model.state_dict()
+        for key, value in weights.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise FloatingPointError(f"{path} is not written: {key} is NaN or infinite.")
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
         with replacing(path) as part:
-            torch.save({"model": self.model.state_dict(), **states, **kwargs}, part)
+            try:
+                torch.save({"model": weights, **states, **kwargs}, part)
+            except RuntimeError as error:  # by which torch says that a disk is full
+                raise OSError(f"{path} cannot be written: {str(error).partition(chr(10))[0]}") from error
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
 
@@ -162,6 +201,14 @@ class StrictCheckpointer(Checkpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with replacing(os.path.join(self.save_dir, "last_checkpoint")) as part, open(part, "w") as f:
             f.write(last_filename_basename)
+
+
+def _earlier_checkpoints(path: str) -> list[str]:
+    """The checkpoints ``model_NUMBER.pth`` beside one that are of iterations before its own, the latest first."""
+    folder, name = os.path.split(path)
+    found = {match[0]: int(match[1]) for match in map(NUMBERED.fullmatch, os.listdir(folder)) if match}
+    own = found.get(name, float("inf"))
+    return [os.path.join(folder, one) for one in sorted(found, key=found.get, reverse=True) if found[one] < own]
 
 
 def _model_zoo_checkpoint(content) -> dict:

@@ -1,6 +1,10 @@
 """What the trainings of both engines share."""
 
+import logging
+import math
 import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 from fvcore.common.config import CfgNode
 from torch import distributed, nn
@@ -14,6 +18,48 @@ def broadcast_buffers(model: nn.Module) -> None:
     if distributed.is_initialized():
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
+
+
+def check_loss(losses: Mapping[str, float], iteration: int, names: Sequence[str]) -> None:
+    """
+    Args:
+        losses: of a batch, by their names.
+        iteration: from 1 on.
+        names: of the images of the batch.
+
+    Raises:
+        FloatingPointError: if their sum is NaN or infinite.
+    """
+    total = sum(losses.values())
+    if not math.isfinite(total):
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        raise FloatingPointError(
+            f"The loss is {total} in iteration {iteration} ({parts}), with the images {', '.join(names)}. The last "
+            "checkpoint is of before."
+        )
+
+
+def process_timeout(cfg: CfgNode) -> timedelta:
+    """How long a process waits for the others."""
+    return timedelta(seconds=cfg.SOLVER.PROCESS_TIMEOUT)
+
+
+def goes_on(resume: bool, output_dir: str) -> bool:
+    """Whether to go on from the last checkpoint: if that is asked for, or torchrun (``--max-restarts``) has started the
+    processes again.
+
+    A training that torchrun starts for the first time, and that is not to go on, puts the mark of an earlier one aside,
+    ``last_checkpoint``: after a restart it must not go on from there.
+    """
+    if resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        return True
+    mark = os.path.join(output_dir, "last_checkpoint")
+    if os.environ.get("RANK") == "0" and os.path.isfile(mark):
+        os.replace(mark, f"{mark}.before")
+        logging.getLogger(__name__).warning(
+            f"This training begins anew, without --resume; {mark} of the one before is now {mark}.before."
+        )
+    return False
 
 
 def whole_number(state: dict, key: str) -> int:

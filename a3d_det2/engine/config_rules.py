@@ -72,6 +72,7 @@ SIDE = whole(0, 32767)  # px; 0 keeps the size, and OpenCV warps nothing larger
 RULES = {
     "DATALOADER.NUM_WORKERS": whole(0),
     "DATALOADER.TIMEOUT": number(0),
+    "SOLVER.PROCESS_TIMEOUT": number(0, 1e6, above=True),
     "DATASETS.TEST": several(NAME, least=0),
     "DATASETS.TRAIN": several(NAME, least=0),
     "INPUT.AFFINE.BORDER": one_of(*BORDERS),

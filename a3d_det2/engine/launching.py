@@ -20,9 +20,10 @@ from ..data import deeplesion
 from ..data.deeplesion import datasets_root, named_splits
 from ..files import is_url
 from ..model_zoo import find_config_file
+from .common import goes_on, process_timeout
 from .config_check import Start, check_config, merge_config
 from .detectron2_rules import detectron2_checks, detectron2_rules
-from .mistakes import DATA_FAULTS, Mistake, exit_on_mistakes, mistakes
+from .mistakes import DATA_FAULTS, TRAINING_FAULTS, Mistake, exit_on_mistakes, mistakes
 from .trainer import Trainer
 
 
@@ -86,7 +87,7 @@ def train(args):
     with mistakes():
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    with mistakes(kinds=DATA_FAULTS):
+    with mistakes(kinds=TRAINING_FAULTS):
         return trainer.train()
 
 
@@ -105,7 +106,7 @@ def torchrun_processes() -> tuple[int, int] | None:
 def join_torchrun(cfg: CfgNode, processes_here: int) -> None:
     """Join the other processes that torchrun has started, as ``launch`` does with those that it starts itself."""
     on_gpus = cfg.MODEL.DEVICE.startswith("cuda")
-    distributed.init_process_group("nccl" if on_gpus else "gloo")
+    distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=process_timeout(cfg))
     comm.create_local_process_group(processes_here)
     if on_gpus:
         torch.cuda.set_device(comm.get_local_rank())
@@ -153,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
                 "Expected --num-gpus and --num-machines with Detectron2's own launch alone, as torchrun has started "
                 f"{started[0]} processes; got {args.num_gpus} and {args.num_machines}."
             )
+        args.resume = goes_on(args.resume, cfg.OUTPUT_DIR) if started and not args.eval_only else args.resume
         processes, here = started or (args.num_gpus * args.num_machines, args.num_gpus)
         rules = detectron2_rules(), detectron2_checks
         check_config(cfg, Start(args.resume, args.eval_only, processes, here, dataset_files, *rules))
@@ -170,4 +172,5 @@ def main(argv: list[str] | None = None) -> None:
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
             args=(args,),
+            timeout=process_timeout(cfg),
         )

@@ -12,6 +12,7 @@ EXIT_STATUS = 2  # as argparse's
 # By which configs, registries, weights and files say that they are wrong.
 KINDS = (AssertionError, KeyError, OSError, ValueError)
 DATA_FAULTS = (OSError, ValueError)  # and how slices, annotations and results do, in the middle of a training
+TRAINING_FAULTS = (*DATA_FAULTS, FloatingPointError)  # and the training itself
 
 
 class Mistake(ValueError):

@@ -32,10 +32,10 @@ from ..evaluation.evaluation_files import evaluate_results
 from ..model_zoo import find_config_file, get_config_file
 from ..modeling.torchvision_rcnn import build_lesion_rcnn
 from ..segmentation import encode_mask
-from .common import broadcast_buffers, inference_folder, whole_number
+from .common import broadcast_buffers, check_loss, goes_on, inference_folder, process_timeout, whole_number
 from .config_check import Start, check_config, merge_config
 from .config_rules import Allowed
-from .mistakes import DATA_FAULTS, exit_on_mistakes, mistakes
+from .mistakes import TRAINING_FAULTS, exit_on_mistakes, mistakes
 
 DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone
     "MODEL": {"DEVICE": "cuda"},
@@ -175,8 +175,8 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
             with torch.autocast(device.type, dtype, solver.AMP.ENABLED):
                 losses = forward(parallel, batch, device)
                 loss = sum(losses.values())
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"The loss is {loss} in iteration {done}: {losses}")
+            values = torch.stack([*losses.values()]).tolist()
+            check_loss(dict(zip(losses, values, strict=True)), done, [item[-1] for item in batch])
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -218,15 +218,20 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(config_file, args.opts)
     with mistakes("WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them: "):
         processes, here = (int(os.getenv(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if distributed.is_torchelastic_launched() and not args.eval_only:
+        args.resume = goes_on(args.resume, cfg.OUTPUT_DIR)
     check_config(cfg, Start(args.resume, args.eval_only, processes, here, dataset_files, RULES, torchvision_checks))
     device, seed = torch.device(cfg.MODEL.DEVICE), [cfg.SEED if cfg.SEED >= 0 else random.getrandbits(31)]
     if device.type == "cuda":
         torch.cuda.set_device(int(os.getenv("LOCAL_RANK", device.index or 0)))
     if processes > 1:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=process_timeout(cfg))
         distributed.broadcast_object_list(seed)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    handlers = [logging.StreamHandler(), logging.FileHandler(os.path.join(cfg.OUTPUT_DIR, "log.txt"))]
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if rank() == 0:
+        handlers.append(logging.FileHandler(os.path.join(cfg.OUTPUT_DIR, "log.txt")))
     logging.basicConfig(level=logging.INFO if rank() == 0 else logging.ERROR, handlers=handlers)
     if rank() == 0:
         Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
@@ -235,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
         model = build_lesion_rcnn(cfg).to(device)
     how = {"stem_weights": cfg.MODEL.A3D.STEM_WEIGHTS, "save_to_disk": rank() == 0}
     checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, **how)
-    with mistakes(kinds=DATA_FAULTS):
+    with mistakes(kinds=TRAINING_FAULTS):
         if args.eval_only:
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             evaluate(cfg, model, device)

@@ -3,7 +3,8 @@
 import weakref
 
 import torch
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
 
@@ -14,6 +15,7 @@ from ..data.loaders import build_lesion_test_loader, build_lesion_train_loader
 from ..evaluation.deeplesion_evaluation import DeepLesionEvaluator
 from .common import broadcast_buffers, inference_folder, whole_number
 from .hooks import BestCheckpointer
+from .steps import AMPStep, Step
 
 
 class Trainer(DefaultTrainer):
@@ -44,10 +46,16 @@ class Trainer(DefaultTrainer):
             ValueError: if SOLVER.AMP.DTYPE is unknown.
         """
         if not cfg.SOLVER.AMP.ENABLED:
-            return SimpleTrainer(model, data_loader, optimizer)
+            return Step(model, data_loader, optimizer)
         dtype = amp_dtype(cfg, "cuda")  # AMPTrainer knows no other device
         scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-        return AMPTrainer(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype)
+        return AMPStep(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype)
+
+    def after_train(self):
+        # It is called after an exception too: what has diverged is not evaluated, and is never the best.
+        if self._trainer.has_diverged:
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, (EvalHook, BestCheckpointer))]
+        super().after_train()
 
     def build_hooks(self):
         hooks = super().build_hooks()

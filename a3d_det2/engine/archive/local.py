@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 
 from tqdm import tqdm
 
-from ...threads import available_cores, shared_cores
+from ...threads import available_cores, worker_environment
 from ..mistakes import Mistake
 from .manifest import Item
 from .pending import Pending
@@ -35,7 +35,7 @@ class LocalWorkers:
 
     def __init__(self, task: Task, how: How, workers: int = 1, threads: int | None = None):
         self._task, self._how, self._count = task, how, workers
-        self._environment = shared_cores(threads or max(1, available_cores() // workers))
+        self._environment = worker_environment(workers, threads or max(1, available_cores() // workers))
         self._running: list[_Process] = []
         self._again: deque[Item] = deque()
         self._deaths_in_a_row = 0

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 
-from ...threads import shared_cores
+from ...threads import worker_environment
 from ..mistakes import Mistake
 from .manifest import Item
 from .pending import Pending
@@ -49,7 +49,7 @@ class RayWorkers:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 
-        environment = shared_cores(self._threads)
+        environment = worker_environment(self._count, self._threads)
         os.makedirs(os.path.dirname(self._stop_file), exist_ok=True)
         with suppress(FileNotFoundError):
             os.remove(self._stop_file)

@@ -1,0 +1,54 @@
+"""An iteration of Detectron2's trainers that stops where the loss is no number, before the weights are changed."""
+
+from collections.abc import Iterable, Iterator
+
+from detectron2.engine import AMPTrainer, SimpleTrainer
+
+from .common import check_loss
+
+
+class Remembered:
+    """A data loader that keeps the batch it has given last.
+
+    Attributes:
+        batch: a list of dicts, as the mappers make them.
+    """
+
+    def __init__(self, loader: Iterable[list[dict]]):
+        self.loader, self.batch = loader, []
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in self.loader:
+            self.batch = batch
+            yield batch
+
+
+class _ChecksLoss:
+    """Part of a step: each process looks at the loss of its own batch, whose files it knows.
+
+    Attributes:
+        has_diverged: whether it has stopped.
+    """
+
+    has_diverged = False
+
+    def __init__(self, model, data_loader, optimizer, **options):
+        super().__init__(model, Remembered(data_loader), optimizer, **options)
+
+    def _write_metrics(self, loss_dict, data_time, prefix="", iter=None):
+        losses = {name: float(value.detach()) for name, value in loss_dict.items()}
+        names = [str(one.get("file_name", one.get("image_id"))) for one in self.data_loader.batch]
+        try:
+            check_loss(losses, (self.iter if iter is None else iter) + 1, names)
+        except FloatingPointError:
+            self.has_diverged = True
+            raise
+        super()._write_metrics(loss_dict, data_time, prefix, iter)
+
+
+class Step(_ChecksLoss, SimpleTrainer):
+    """SimpleTrainer that raises ``FloatingPointError`` where the loss is NaN or infinite."""
+
+
+class AMPStep(_ChecksLoss, AMPTrainer):
+    """AMPTrainer that does."""
