@@ -13,6 +13,7 @@ ALLOWED = {
     "csv_table": set(),
     "segmentation": {"files"},
     "optional": set(),
+    "threads": set(),
     "kernels": set(),
     "layers": {"kernels"},
     "modeling": {"kernels", "layers"},

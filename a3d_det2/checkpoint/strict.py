@@ -1,5 +1,6 @@
 """Loading that raises when weights do not fit, and saving that survives a kill at any moment, for every engine."""
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -98,9 +99,11 @@ class StrictCheckpointer(Checkpointer):
                 checkpoint = _model_zoo_checkpoint(read_pickle(filename))
             else:
                 checkpoint = super()._load_file(filename)
-        except (OSError, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:  # torch.load says nowhere what it raises for a damaged file; struct.error, for one
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # by which a file that is cut off says so
+                raise
             message = f"expected a checkpoint with a state dict, got an unreadable file ({error})"
             raise UnreadableWeights(message) from error
         if not (isinstance(checkpoint, dict) and "model" in checkpoint):
@@ -207,7 +210,8 @@ def _earlier_checkpoints(path: str) -> list[str]:
     """The checkpoints ``model_NUMBER.pth`` beside one that are of iterations before its own, the latest first."""
     folder, name = os.path.split(path)
     found = {match[0]: int(match[1]) for match in map(NUMBERED.fullmatch, os.listdir(folder)) if match}
-    own = found.get(name, float("inf"))
+    match = NUMBERED.fullmatch(name)
+    own = int(match[1]) if match else float("inf")  # model_final is the last one
     return [os.path.join(folder, one) for one in sorted(found, key=found.get, reverse=True) if found[one] < own]
 
 

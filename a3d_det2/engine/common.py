@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 from fvcore.common.config import CfgNode
@@ -20,12 +21,10 @@ def broadcast_buffers(model: nn.Module) -> None:
             distributed.broadcast(buffer, 0)
 
 
-def check_loss(losses: Mapping[str, float], iteration: int, names: Sequence[str]) -> None:
+def check_loss(losses: Mapping[str, float]) -> None:
     """
     Args:
         losses: of a batch, by their names.
-        iteration: from 1 on.
-        names: of the images of the batch.
 
     Raises:
         FloatingPointError: if their sum is NaN or infinite.
@@ -33,10 +32,18 @@ def check_loss(losses: Mapping[str, float], iteration: int, names: Sequence[str]
     total = sum(losses.values())
     if not math.isfinite(total):
         parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        raise FloatingPointError(f"The loss is {total} ({parts}).")
+
+
+@contextmanager
+def naming_the_batch(iteration: int, names: Callable[[], Sequence[str]]) -> Iterator[None]:
+    """Let the message of a ``FloatingPointError`` within begin with the iteration, from 1 on, and the images of it."""
+    try:
+        yield
+    except FloatingPointError as error:
         raise FloatingPointError(
-            f"The loss is {total} in iteration {iteration} ({parts}), with the images {', '.join(names)}. The last "
-            "checkpoint is of before."
-        )
+            f"Iteration {iteration}, with the images {', '.join(names())}: {error} The last checkpoint is of before."
+        ) from error
 
 
 def process_timeout(cfg: CfgNode) -> timedelta:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from detectron2.engine import AMPTrainer, SimpleTrainer
 
-from .common import check_loss
+from .common import check_loss, naming_the_batch
 
 
 class Remembered:
@@ -35,15 +35,20 @@ class _ChecksLoss:
     def __init__(self, model, data_loader, optimizer, **options):
         super().__init__(model, Remembered(data_loader), optimizer, **options)
 
-    def _write_metrics(self, loss_dict, data_time, prefix="", iter=None):
-        losses = {name: float(value.detach()) for name, value in loss_dict.items()}
-        names = [str(one.get("file_name", one.get("image_id"))) for one in self.data_loader.batch]
+    def run_step(self):
         try:
-            check_loss(losses, (self.iter if iter is None else iter) + 1, names)
+            with naming_the_batch(self.iter + 1, self._names):
+                super().run_step()
         except FloatingPointError:
             self.has_diverged = True
             raise
+
+    def _write_metrics(self, loss_dict, data_time, prefix="", iter=None):
+        check_loss({name: float(value.detach()) for name, value in loss_dict.items()})
         super()._write_metrics(loss_dict, data_time, prefix, iter)
+
+    def _names(self) -> list[str]:
+        return [str(one.get("file_name", one.get("image_id"))) for one in self.data_loader.batch]
 
 
 class Step(_ChecksLoss, SimpleTrainer):

@@ -32,7 +32,15 @@ from ..evaluation.evaluation_files import evaluate_results
 from ..model_zoo import find_config_file, get_config_file
 from ..modeling.torchvision_rcnn import build_lesion_rcnn
 from ..segmentation import encode_mask
-from .common import broadcast_buffers, check_loss, goes_on, inference_folder, process_timeout, whole_number
+from .common import (
+    broadcast_buffers,
+    check_loss,
+    goes_on,
+    inference_folder,
+    naming_the_batch,
+    process_timeout,
+    whole_number,
+)
 from .config_check import Start, check_config, merge_config
 from .config_rules import Allowed
 from .mistakes import TRAINING_FAULTS, exit_on_mistakes, mistakes
@@ -172,11 +180,11 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
             # A resumed training draws the same regions.
             torch.manual_seed(int(np.random.SeedSequence([seed, done, rank()]).generate_state(1)[0]))
             optimizer.param_groups[0]["lr"] = learning_rate(solver, done - 1)
-            with torch.autocast(device.type, dtype, solver.AMP.ENABLED):
-                losses = forward(parallel, batch, device)
-                loss = sum(losses.values())
-            values = torch.stack([*losses.values()]).tolist()
-            check_loss(dict(zip(losses, values, strict=True)), done, [item[-1] for item in batch])
+            with naming_the_batch(done, lambda batch=batch: [item[-1] for item in batch]):
+                with torch.autocast(device.type, dtype, solver.AMP.ENABLED):
+                    losses = forward(parallel, batch, device)
+                    loss = sum(losses.values())
+                check_loss(dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True)))
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)

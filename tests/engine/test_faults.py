@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from a3d_det2.checkpoint.strict import StrictCheckpointer, UnreadableWeights
-from a3d_det2.engine.common import check_loss, goes_on
+from a3d_det2.engine.common import check_loss, goes_on, naming_the_batch
 from tests.damage import truncate
 
 SHORT = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "0"]
@@ -59,7 +59,9 @@ def test_a_nan_in_an_image(start, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sample, "window_hu", with_nan)
     error = start(*SHORT, "DATASETS.TEST", "('phantom_test',)")
-    assert re.search(r"The loss is nan in iteration 4 \(.*loss_\w+ nan.*\), with the images \S+, \S+\.", error)
+    assert re.search(
+        r"Iteration 4, with the images \S+, \S+: (The loss is nan \(.*loss_\w+ nan|Predicted boxes)", error
+    )
     assert "The last checkpoint is of before." in error
     out = tmp_path / "out"
     assert checkpoints(out) == ["model_0000001.pth"]
@@ -78,14 +80,14 @@ def test_a_nan_in_the_last_iteration_is_not_evaluated(start, tmp_path, monkeypat
 
     window = sample.window_hu
     monkeypatch.setattr(sample, "window_hu", nan)
-    assert "The loss is nan in iteration 1" in start("SOLVER.MAX_ITER", "1", "DATASETS.TEST", "('phantom_test',)")
+    assert "Iteration 1, with the images " in start("SOLVER.MAX_ITER", "1", "DATASETS.TEST", "('phantom_test',)")
     assert checkpoints(tmp_path / "out") == []
     assert not (tmp_path / "out" / "inference").exists()
 
 
 def test_a_learning_rate_of_a_million(start, tmp_path):
     error = start(*SHORT, "SOLVER.BASE_LR", "1e6", "SOLVER.CLIP_GRADIENTS.ENABLED", "False")
-    assert "The loss is " in error or "is NaN or infinite" in error
+    assert "Iteration " in error or "is NaN or infinite" in error
     for name in checkpoints(tmp_path / "out"):
         assert all(v.isfinite().all() for v in torch.load(tmp_path / "out" / name)["model"].values())
 
@@ -144,11 +146,11 @@ def test_a_checkpoint_on_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_checks_of_a_loss():
-    check_loss({"a": 1.0, "b": -3.0}, 1, ["x"])
+    check_loss({"a": 1.0, "b": -3.0})
     for value in (float("nan"), float("inf"), -float("inf")):
-        message = rf"The loss is {value} in iteration 3 \(a 1, b {value}\), with the images x.png, y.png"
-        with pytest.raises(FloatingPointError, match=message):
-            check_loss({"a": 1.0, "b": value}, 3, ["x.png", "y.png"])
+        message = rf"Iteration 3, with the images x.png, y.png: The loss is {value} \(a 1, b {value}\)"
+        with pytest.raises(FloatingPointError, match=message), naming_the_batch(3, lambda: ["x.png", "y.png"]):
+            check_loss({"a": 1.0, "b": value})
 
 
 def test_a_restart_goes_on_from_this_training_alone(tmp_path, monkeypatch):

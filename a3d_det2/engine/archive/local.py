@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 
@@ -16,7 +16,7 @@ from ...threads import available_cores, worker_environment
 from ..mistakes import Mistake
 from .manifest import Item
 from .pending import Pending
-from .reading import SPAWN, ending
+from .reading import PROCESS_DIED, SPAWN, ending
 from .store import OutputError, begun
 from .work import How, Task, Worker
 
@@ -38,6 +38,7 @@ class LocalWorkers:
         self._environment = worker_environment(workers, threads or max(1, available_cores() // workers))
         self._running: list[_Process] = []
         self._again: deque[Item] = deque()
+        self._deaths: Mapping[str, int] = {}
         self._deaths_in_a_row = 0
         self.stopping = False
 
@@ -73,9 +74,11 @@ class LocalWorkers:
                         left = left or pending.of(items)
                         process.answer("begin")
                     elif message == "next":
-                        process.give(self._next(left))
+                        item = self._next(left)
+                        process.give(item, self._deaths.get(item.id, 0) if item else 0)
                     elif message == "record":
-                        self._deaths_in_a_row = 0
+                        if value.get("error", {}).get("class") != PROCESS_DIED:
+                            self._deaths_in_a_row = 0
                         process.finished(value["id"])
                         process.answer(not self.stopping)
                         yield value
@@ -115,6 +118,7 @@ class LocalWorkers:
         if not process.was_ready:
             raise Mistake(f"A process {how} before its model was ready; its messages are above.")
         self._again.extend(process.items)
+        self._deaths = begun(self._how.output)
         self._deaths_in_a_row += 1
         names = ", ".join(item.id for item in process.items) or "nothing"
         print(f"A process {how} while it had {names}; that is done again.", file=sys.stderr, flush=True)
@@ -168,10 +172,11 @@ class _Process:
                 self.done_well |= message == "end"
                 yield message, value
 
-    def give(self, item: Item | None) -> None:
+    def give(self, item: Item | None, deaths: int) -> None:
+        """Answer what it has asked for: an item, and how many processes have ended while at work on it."""
         if item is not None:
             self._items[item.id] = item
-        self.answer(item)
+        self.answer(item and (item, deaths))
 
     def finished(self, item_id: str) -> None:
         self._items.pop(item_id, None)
@@ -198,8 +203,8 @@ def _serve(connection: Connection, index: int, task: Task, how: How) -> None:
         processor = task.build(index)
         connection.send(("ready", (processor.run, processor.how)))
         connection.recv()  # not before what earlier runs left behind is gone
-        worker = Worker(task, processor, how, begun(how.output))
-        for record in worker.records(_asked_for(connection)):
+        worker = Worker(task, processor, how)
+        for record in worker.records(_asked_for(connection, worker)):
             connection.send(("record", record))
             if not connection.recv():
                 break
@@ -213,12 +218,14 @@ def _serve(connection: Connection, index: int, task: Task, how: How) -> None:
     os._exit(0)  # the interpreter's own end would wait for a reader that hangs
 
 
-def _asked_for(connection: Connection) -> Iterator[Item]:
+def _asked_for(connection: Connection, worker: Worker) -> Iterator[Item]:
     """Items, each asked for when there is a reader for it."""
     while True:
         connection.send(("next", None))
-        if (item := connection.recv()) is None:
+        if (answer := connection.recv()) is None:
             return
+        item, deaths = answer
+        worker.deaths = {**worker.deaths, item.id: deaths} if deaths else worker.deaths
         yield item
 
 

@@ -105,7 +105,7 @@ class RayWorker:
     def __init__(self, task: Task, how: How, stop_file: str):
         self._how, self._stop_file = how, stop_file
         self._processor = task.build(0)
-        self._worker = Worker(task, self._processor, how, begun(how.output))
+        self._worker = Worker(task, self._processor, how)
 
     def __call__(self, batch: dict) -> Iterator[dict]:
         """
@@ -118,6 +118,7 @@ class RayWorker:
         """
         yield {"id": [""], "message": [""]}  # or a batch of which nothing is left would have no columns
         rows = zip(*(batch[name].tolist() for name in Item._fields), strict=True)
+        self._worker.deaths = begun(self._how.output)
         items = []
         for item in map(Item._make, rows):
             if self._is_done(item):

@@ -114,7 +114,7 @@ def _serve(connection: Connection, read: Callable[[Item], object]) -> None:
     while True:
         try:
             item = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         try:
             value = read(item)

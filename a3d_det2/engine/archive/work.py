@@ -74,11 +74,14 @@ class Worker:
         task: the work.
         processor: made by it.
         how: see :class:`How`.
-        deaths: how often processes have ended while at work on an item.
+
+    Attributes:
+        deaths: how often processes have ended while at work on an item; by default never.
     """
 
-    def __init__(self, task: Task, processor: Processor, how: How, deaths: Mapping[str, int]):
-        self._processor, self._deaths = processor, deaths
+    def __init__(self, task: Task, processor: Processor, how: How):
+        self._processor = processor
+        self.deaths: Mapping[str, int] = {}
         self._store = Store(how.output, processor.run)
         self._parts = self._store.begin()
         self._readers = [Reader(task.read, how.timeout) for _ in range(how.readers)]
@@ -120,7 +123,7 @@ class Worker:
         return busy[ready[0]] if ready else first
 
     def _finish(self, item: Item, outcome: object | Failure) -> dict:
-        before, deaths = self._store.record(item.id), self._deaths.get(item.id, 0)
+        before, deaths = self._store.record(item.id), self.deaths.get(item.id, 0)
         attempt = deaths + (before["error"]["attempt"] if before and before["status"] == ERROR else 0)
         if deaths >= MOST_DEATHS:
             outcome = Failure(PROCESS_DIED, f"{item.path}: {deaths} processes ended while at work on it")

@@ -210,7 +210,7 @@ def test_out_of_memory_once(engine, cts, tmp_path, monkeypatch):
         return detector(images, interval)
 
     processor._predictor.detector = small_gpu
-    worker = Worker(Prediction(args), processor, How(str(tmp_path / "out")), {})
+    worker = Worker(Prediction(args), processor, How(str(tmp_path / "out")))
     items = [Item(name, str(cts / "a.nii.gz")) for name in ("1", "2")]
     assert [record["status"] for record in worker.records(items)] == ["done", "done"]
     assert sizes.count(4) == 2
