@@ -54,7 +54,9 @@ def on_two(command, environment, tmp_path, repo):
     def start(two, output, *torchrun, options=()):
         for number, address in enumerate(ADDRESSES):
             how = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"]
-            how += ["--rdzv-endpoint", f"{ADDRESSES[0]}:29400", "--local-addr", address]
+            # Namespaces share a host name, by which torchrun would find out which of them the endpoint is.
+            how += ["--rdzv-endpoint", f"{ADDRESSES[0]}:29400", "--rdzv-conf", f"is_host={1 - number}"]
+            how += ["--local-addr", address]
             line = two.command(number, *command(output, *how, *torchrun, options=options))
             with open(tmp_path / f"machine{number}.txt", "a") as log:
                 settings = {**environment, **two.environment(number)}
