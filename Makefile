@@ -1,6 +1,6 @@
 # make demo   phantom, training and evaluation on this machine's CPU, with Detectron2 if it can be had and otherwise with
 #             torchvision; ENGINE=detectron2 or ENGINE=torchvision asks for one
-# make test   the fast tests; make test-slow has the others, trainings and benchmarks, and CI runs both
+# make test   the fast tests, a process for each core; make test-slow has the others, trainings and benchmarks, and CI runs both
 # make lint   ruff
 #
 # Each makes what it needs in .venv. PYTHON=/path/to/python uses an environment that has everything instead.
@@ -42,7 +42,7 @@ endif
 
 # Without Detectron2 the tests that need it are left out, and pytest's summary says how many.
 test: install
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" --numprocesses auto --maxprocesses 8
 
 test-slow: install
 	$(PYTHON) -m pytest -m slow

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from a3d_det2.threads import BESIDE_OTHERS, available_cores, worker_environment
 from tests.scripts import without_detectron2
+
+# Before torch is loaded, for this process and those that tests start: tests may run beside each other (make test has a
+# process for each core, by pytest-xdist) or beside something else.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_shared = worker_environment(_workers, max(1, available_cores() // _workers)) if _workers > 1 else BESIDE_OTHERS
+for _name, _value in _shared.items():
+    os.environ.setdefault(_name, _value)
 
 REPO = Path(__file__).resolve().parents[1]
 HAS_DETECTRON2 = find_spec("detectron2") is not None

@@ -19,6 +19,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from a3d_det2.optional import detectron2_problem
+from a3d_det2.threads import BESIDE_OTHERS
 
 REPO = Path(__file__).resolve().parents[1]
 RUNS = {"A3D, 7 slices": "a3d_7slice", "the key slice alone": "a3d_1slice"}
@@ -44,7 +45,7 @@ def run(title: str, log: Path, *command: str, **environment: str) -> None:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=REPO,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            env={**BESIDE_OTHERS, **os.environ, "PYTHONUNBUFFERED": "1", **environment},
         )
         for line in process.stdout:
             f.write(line)
