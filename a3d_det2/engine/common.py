@@ -51,6 +51,23 @@ def process_timeout(cfg: CfgNode) -> timedelta:
     return timedelta(seconds=cfg.SOLVER.PROCESS_TIMEOUT)
 
 
+def restarts() -> int:
+    """How often torchrun has started the processes of this training again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def join_processes(device_type: str, timeout: timedelta) -> None:
+    """Join the other processes that torchrun has started: by NCCL on GPUs, and else by gloo.
+
+    Each restart has its own part of torchrun's store. In it are the addresses at which the processes wait for each
+    other, and with torch 2.14 whoever was first after a restart found those of the processes that had been killed.
+    """
+    store, rank, world_size = next(distributed.rendezvous("env://", timeout=timeout))
+    store = distributed.PrefixStore(f"restart_{restarts()}", store)
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
 def goes_on(resume: bool, output_dir: str) -> bool:
     """Whether to go on from the last checkpoint: if that is asked for, or torchrun (``--max-restarts``) has started the
     processes again.
@@ -58,7 +75,7 @@ def goes_on(resume: bool, output_dir: str) -> bool:
     A training that torchrun starts for the first time, and that is not to go on, puts the mark of an earlier one aside,
     ``last_checkpoint``: after a restart it must not go on from there.
     """
-    if resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+    if resume or restarts() > 0:
         return True
     mark = os.path.join(output_dir, "last_checkpoint")
     if os.environ.get("RANK") == "0" and os.path.isfile(mark):

@@ -20,7 +20,7 @@ from ..data import deeplesion
 from ..data.deeplesion import datasets_root, named_splits
 from ..files import is_url
 from ..model_zoo import find_config_file
-from .common import goes_on, process_timeout
+from .common import goes_on, join_processes, process_timeout
 from .config_check import Start, check_config, merge_config
 from .detectron2_rules import detectron2_checks, detectron2_rules
 from .mistakes import DATA_FAULTS, TRAINING_FAULTS, Mistake, exit_on_mistakes, mistakes
@@ -106,7 +106,7 @@ def torchrun_processes() -> tuple[int, int] | None:
 def join_torchrun(cfg: CfgNode, processes_here: int) -> None:
     """Join the other processes that torchrun has started, as ``launch`` does with those that it starts itself."""
     on_gpus = cfg.MODEL.DEVICE.startswith("cuda")
-    distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=process_timeout(cfg))
+    join_processes("cuda" if on_gpus else "cpu", process_timeout(cfg))
     comm.create_local_process_group(processes_here)
     if on_gpus:
         torch.cuda.set_device(comm.get_local_rank())

@@ -37,6 +37,7 @@ from .common import (
     check_loss,
     goes_on,
     inference_folder,
+    join_processes,
     naming_the_batch,
     process_timeout,
     whole_number,
@@ -233,8 +234,7 @@ def run(args: argparse.Namespace) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.getenv("LOCAL_RANK", device.index or 0)))
     if processes > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=process_timeout(cfg))
+        join_processes(device.type, process_timeout(cfg))
         distributed.broadcast_object_list(seed)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler()]

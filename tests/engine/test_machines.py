@@ -67,8 +67,7 @@ def on_two(command, environment, tmp_path, repo):
 
     yield start
     for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
 
 
 def scalars(folder) -> dict[str, list[float]]:
@@ -94,6 +93,13 @@ def processes_of(session) -> list[int]:
     """The training processes under a torchrun."""
     found = subprocess.run(["pgrep", "-P", str(session), "-f", "OUTPUT_DIR"], capture_output=True, text=True)
     return [int(line) for line in found.stdout.split()]
+
+
+def end(process) -> None:
+    """End a torchrun with the processes that it has started, which have sessions of their own."""
+    for number in [*processes_of(process.pid), process.pid] if process.poll() is None else ():
+        os.kill(number, signal.SIGKILL)
+    process.wait()
 
 
 def wait_for(condition, seconds=120):
@@ -191,8 +197,7 @@ def test_killed_twenty_times(command, environment, tmp_path, repo):
             os.kill(rng.choice(wait_for(lambda: processes_of(process.pid))), signal.SIGKILL)
         ends_well(process, tmp_path / "log.txt")
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
     assert torch.load(out / "model_final.pth")["iteration"] == 149
     text = (tmp_path / "log.txt").read_text()
     assert text.count("exitcode: -9") >= 15  # some hit a process that torchrun was about to end

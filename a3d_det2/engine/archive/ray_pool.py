@@ -53,7 +53,8 @@ class RayWorkers:
         os.makedirs(os.path.dirname(self._stop_file), exist_ok=True)
         with suppress(FileNotFoundError):
             os.remove(self._stop_file)
-        ray.init(runtime_env={"env_vars": environment}, ignore_reinit_error=True, log_to_driver=True)
+        here = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}  # which costs time of a core
+        ray.init(runtime_env={"env_vars": environment}, **here)
         try:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) and self._task.wants_gpu() else 0
             resources = {"num_cpus": self._threads, "num_gpus": gpus}

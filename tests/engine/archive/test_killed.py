@@ -1,5 +1,4 @@
-"""A real prediction of many volumes that is killed at random, started again each time, and ends as if nothing had been."""
-
+"""A real prediction of many volumes that is killed at random and started again ends as if nothing had been."""
 import importlib.util
 import os
 import random
