@@ -14,7 +14,7 @@ from .download import find_weights, is_download
 from .formats import FORMATS, NOTHING, Format
 from .unpickling import read_pickle
 
-NUMBERED = re.compile(r"model_(\d+)\.pth")
+SAVED = "checkpoints.txt"  # beside last_checkpoint: the checkpoints of the same training, in order
 
 
 class UnreadableWeights(ValueError):
@@ -46,6 +46,7 @@ class StrictCheckpointer(Checkpointer):
         """
         super().__init__(model, save_dir, **checkpointables)
         self._stem_weights = stem_weights
+        self._saved: list[str] = []  # checkpoints of this training, the last one last
 
     def load(self, path: str, checkpointables: list[str] | None = None):
         """
@@ -80,8 +81,10 @@ class StrictCheckpointer(Checkpointer):
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=False)
         last = self.get_checkpoint_file()
+        self._saved = self._read_saved(os.path.basename(last))
         problems: list[Exception] = []
-        for candidate in (last, *_earlier_checkpoints(last)):
+        for name in reversed(self._saved):
+            candidate = os.path.join(self.save_dir, name)
             try:
                 loaded = self.load(candidate)
             except (UnreadableWeights, FileNotFoundError) as error:
@@ -92,6 +95,15 @@ class StrictCheckpointer(Checkpointer):
                 self.logger.warning(f"Going on from {candidate}, as what came after it cannot be read:\n  {damaged}")
             return loaded
         raise problems[0]
+
+    def _read_saved(self, last: str) -> list[str]:
+        """The checkpoints of the training that has written ``last``, up to that one; only it where nobody knows."""
+        try:
+            with open(os.path.join(self.save_dir, SAVED), encoding="utf-8") as f:
+                names = f.read().split()
+        except (OSError, UnicodeDecodeError):
+            names = []
+        return names[: names.index(last) + 1] if last in names else [last]
 
     def _load_file(self, filename: str):
         try:
@@ -183,6 +195,10 @@ class StrictCheckpointer(Checkpointer):
             except RuntimeError as error:  # by which torch says that a disk is full
                 raise OSError(f"{path} cannot be written: {str(error).partition(chr(10))[0]}") from error
         if tag:
+            # Who goes on from a damaged one looks for the one before it here: the folder may have those of others.
+            self._saved = [*(one for one in self._saved if one != f"{name}.pth"), f"{name}.pth"]
+            with replacing(os.path.join(self.save_dir, SAVED)) as part, open(part, "w", encoding="utf-8") as f:
+                f.write("".join(f"{one}\n" for one in self._saved))
             self.tag_last_checkpoint(f"{name}.pth")
 
     def get_checkpoint_file(self) -> str:
@@ -204,15 +220,6 @@ class StrictCheckpointer(Checkpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with replacing(os.path.join(self.save_dir, "last_checkpoint")) as part, open(part, "w") as f:
             f.write(last_filename_basename)
-
-
-def _earlier_checkpoints(path: str) -> list[str]:
-    """The checkpoints ``model_NUMBER.pth`` beside one that are of iterations before its own, the latest first."""
-    folder, name = os.path.split(path)
-    found = {match[0]: int(match[1]) for match in map(NUMBERED.fullmatch, os.listdir(folder)) if match}
-    match = NUMBERED.fullmatch(name)
-    own = int(match[1]) if match else float("inf")  # model_final is the last one
-    return [os.path.join(folder, one) for one in sorted(found, key=found.get, reverse=True) if found[one] < own]
 
 
 def _model_zoo_checkpoint(content) -> dict:

@@ -1,8 +1,10 @@
 """What the trainings of both engines share."""
 
+import json
 import logging
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,7 +12,7 @@ from datetime import timedelta
 from fvcore.common.config import CfgNode
 from torch import distributed, nn
 
-from ..files import shortened
+from ..files import replacing, shortened
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -69,21 +71,49 @@ def join_processes(device_type: str, timeout: timedelta) -> None:
 
 
 def goes_on(resume: bool, output_dir: str) -> bool:
-    """Whether to go on from the last checkpoint: if that is asked for, or torchrun (``--max-restarts``) has started the
-    processes again.
+    """Whether to go on from the last checkpoint: if that is asked for, or a torchrun that has started this training
+    before has started its processes again (``--max-restarts``). All processes call it, when they have joined.
 
-    A training that torchrun starts for the first time, and that is not to go on, puts the mark of an earlier one aside,
-    ``last_checkpoint``: after a restart it must not go on from there.
+    What belongs together is known by the torchruns themselves, which live through restarts and are noted in
+    ``torchrun.json``: their own counts differ between machines, and ids are used again. A training that is not to go on
+    puts ``last_checkpoint`` of the one before it aside, as it must not go on from there after a restart.
     """
-    if resume or restarts() > 0:
-        return True
-    mark = os.path.join(output_dir, "last_checkpoint")
-    if os.environ.get("RANK") == "0" and os.path.isfile(mark):
-        os.replace(mark, f"{mark}.before")
-        logging.getLogger(__name__).warning(
-            f"This training begins anew, without --resume; {mark} of the one before is now {mark}.before."
-        )
-    return False
+    together = [None] * (distributed.get_world_size() if distributed.is_initialized() else 1)
+    if len(together) > 1:
+        distributed.all_gather_object(together, _torchrun())
+    else:
+        together = [_torchrun()]
+    decision = [resume]
+    if os.environ.get("RANK", "0") == "0":
+        note, mark = (os.path.join(output_dir, name) for name in ("torchrun.json", "last_checkpoint"))
+        decision = [resume or bool(set(together) & set(_noted(note)))]
+        os.makedirs(output_dir, exist_ok=True)
+        if not decision[0] and os.path.isfile(mark):
+            os.replace(mark, f"{mark}.before")
+            logging.getLogger(__name__).warning(
+                f"This training begins anew, without --resume; {mark} of the one before is now {mark}.before."
+            )
+        with replacing(note) as part, open(part, "w") as f:
+            json.dump(together, f)
+    if len(together) > 1:
+        distributed.broadcast_object_list(decision)
+    return decision[0]
+
+
+def _torchrun() -> str:
+    """The process that has started this one: machine, number and the time of its start."""
+    with open(f"/proc/{os.getppid()}/stat") as f:
+        started = f.read().rpartition(")")[2].split()[19]  # the 22nd field, of which two are before the bracket
+    return f"{socket.gethostname()} {os.getppid()} {started}"
+
+
+def _noted(path: str) -> list[str]:
+    try:
+        with open(path) as f:
+            content = json.load(f)
+    except (OSError, ValueError):
+        return []
+    return [one for one in content if isinstance(one, str)] if isinstance(content, list) else []
 
 
 def whole_number(state: dict, key: str) -> int:

@@ -154,7 +154,6 @@ def main(argv: list[str] | None = None) -> None:
                 "Expected --num-gpus and --num-machines with Detectron2's own launch alone, as torchrun has started "
                 f"{started[0]} processes; got {args.num_gpus} and {args.num_machines}."
             )
-        args.resume = goes_on(args.resume, cfg.OUTPUT_DIR) if started and not args.eval_only else args.resume
         processes, here = started or (args.num_gpus * args.num_machines, args.num_gpus)
         rules = detectron2_rules(), detectron2_checks
         check_config(cfg, Start(args.resume, args.eval_only, processes, here, dataset_files, *rules))
@@ -163,6 +162,8 @@ def main(argv: list[str] | None = None) -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if started:
             join_torchrun(cfg, here)
+            if not args.eval_only:
+                args.resume = goes_on(args.resume, cfg.OUTPUT_DIR)
             _train_and_leave(args)
             return
         launch(

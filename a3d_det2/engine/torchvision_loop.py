@@ -227,8 +227,6 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(config_file, args.opts)
     with mistakes("WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them: "):
         processes, here = (int(os.getenv(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if distributed.is_torchelastic_launched() and not args.eval_only:
-        args.resume = goes_on(args.resume, cfg.OUTPUT_DIR)
     check_config(cfg, Start(args.resume, args.eval_only, processes, here, dataset_files, RULES, torchvision_checks))
     device, seed = torch.device(cfg.MODEL.DEVICE), [cfg.SEED if cfg.SEED >= 0 else random.getrandbits(31)]
     if device.type == "cuda":
@@ -236,6 +234,8 @@ def run(args: argparse.Namespace) -> None:
     if processes > 1:
         join_processes(device.type, process_timeout(cfg))
         distributed.broadcast_object_list(seed)
+    if distributed.is_torchelastic_launched() and not args.eval_only:
+        args.resume = goes_on(args.resume, cfg.OUTPUT_DIR)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if rank() == 0:

@@ -99,27 +99,33 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
             with pytest.raises(FloatingPointError, match=f"{name}.pth is not written: weight is NaN or infinite"):
                 checkpointer.save(name)
     assert (tmp_path / "model_0000001.pth").read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoints.txt", "last_checkpoint", "model_0000001.pth"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_the_checkpoint_before(tmp_path, caplog, damage):
+    """Of the same training: the folder has those of one before, with higher numbers."""
     model = torch.nn.Linear(2, 2)
-    checkpointer = StrictCheckpointer(model, str(tmp_path))
-    for number in (5, 10, 15, 20):
-        with torch.no_grad():
-            model.weight.fill_(number)
-        checkpointer.save(f"model_{number:07d}", iteration=number)
-    checkpointer.tag_last_checkpoint("model_0000015.pth")
+    for training, numbers in ((1, (4, 9, 14, 99)), (2, (5, 10, 15))):
+        checkpointer = StrictCheckpointer(model, str(tmp_path))
+        for number in numbers:
+            with torch.no_grad():
+                model.weight.fill_(number)
+            checkpointer.save(f"model_{number:07d}", iteration=number, training=training)
     for number in (15, 10):
         path = tmp_path / f"model_{number:07d}.pth"
         truncate(path) if damage == "cut" else path.unlink()
+    checkpointer = StrictCheckpointer(model, str(tmp_path))
     with caplog.at_level(logging.WARNING):
         assert checkpointer.resume_or_load("", resume=True)["iteration"] == 5
     assert model.weight[0, 0] == 5
     assert "model_0000005.pth, as what came after it cannot be read:" in caplog.text
     assert "model_0000015.pth" in caplog.text
     (tmp_path / "model_0000005.pth").unlink()
+    with pytest.raises((UnreadableWeights, FileNotFoundError), match="0000015"):
+        checkpointer.resume_or_load("", resume=True)
+    # Where nobody knows which belong together, such as in a folder of an earlier version, none is guessed.
+    (tmp_path / "checkpoints.txt").unlink()
     with pytest.raises((UnreadableWeights, FileNotFoundError), match="0000015"):
         checkpointer.resume_or_load("", resume=True)
 
@@ -137,7 +143,7 @@ def test_a_checkpoint_on_a_full_disk(tmp_path, monkeypatch):
             checkpointer.save(name)
     assert (tmp_path / "model_0000001.pth").read_bytes() == before
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
-    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoints.txt", "last_checkpoint", "model_0000001.pth"]
 
 
 def test_checks_of_a_loss():
@@ -149,21 +155,29 @@ def test_checks_of_a_loss():
 
 
 def test_a_restart_goes_on_from_this_training_alone(tmp_path, monkeypatch):
-    mark = tmp_path / "last_checkpoint"
+    """Whatever torchrun's own count says, which differs between machines."""
+    mark, note = tmp_path / "last_checkpoint", tmp_path / "torchrun.json"
     mark.write_text("model_0000007.pth")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    monkeypatch.setenv("RANK", "1")
-    assert not goes_on(False, str(tmp_path))
-    assert mark.exists()  # the first process alone writes
-    assert goes_on(True, str(tmp_path))
     monkeypatch.setenv("RANK", "0")
     assert goes_on(True, str(tmp_path))
     assert mark.exists()
+    note.write_text('["another machine 12 345"]')
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        mark.write_text("model_0000007.pth")
+        assert not goes_on(False, str(tmp_path))
+        assert not mark.exists()
+        assert (tmp_path / "last_checkpoint.before").read_text() == "model_0000007.pth"
+        mark.write_text("model_0000009.pth")
+        assert goes_on(False, str(tmp_path))
+        assert mark.read_text() == "model_0000009.pth"
+        note.write_text("{")
     assert not goes_on(False, str(tmp_path))
-    assert not mark.exists()
-    assert (tmp_path / "last_checkpoint.before").read_text() == "model_0000007.pth"
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert goes_on(False, str(tmp_path))
+    note.write_text('["another machine 12 345"]')
+    mark.write_text("model_0000009.pth")
+    monkeypatch.setenv("RANK", "1")
+    assert not goes_on(False, str(tmp_path))
+    assert mark.exists()  # the first process alone writes
 
 
 def test_a_clock_that_was_moved_back(start, tmp_path):

@@ -145,7 +145,10 @@ def test_a_process_of_the_second_machine_is_killed(on_two, tmp_path):
     assert torch.load(out / "model_final.pth")["iteration"] == 59
     names = sorted(name for name in os.listdir(out) if re.fullmatch(r"model_\d+\.pth", name))
     assert names[:11] == [f"model_{number:07d}.pth" for number in range(4, 55, 5)]
-    assert "exitcode: -9" in (tmp_path / "machine1.txt").read_text()
+    texts = [(tmp_path / f"machine{number}.txt").read_text() for number in range(2)]
+    assert "exitcode: -9" in texts[1]
+    assert not (out / "last_checkpoint.before").exists()
+    assert re.search(rf"Loading from {out}/model_\d+\.pth", "".join([*texts, (out / "log.txt").read_text()]))
 
 
 @TWO

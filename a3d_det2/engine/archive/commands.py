@@ -98,8 +98,8 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < 1e7:
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    if not 0 < value < 2e6:  # more than which no wait of the system takes
+        raise argparse.ArgumentTypeError(f"expected seconds above 0 and below 2e6, got {text!r}")
     return value
 
 
@@ -144,6 +144,6 @@ def run_merge(args: argparse.Namespace) -> None:
         f"{counts['missing']} missing -> {args.table}"
     )
     if merged.missing:
-        more = "" if counts["missing"] == len(merged.missing) else ", ..."
+        more = "" if counts["missing"] == len(merged.missing) else ", ..., see the table of volumes"
         print(printable(f"missing: {', '.join(merged.missing)}{more}"), file=sys.stderr)
         sys.exit(1)

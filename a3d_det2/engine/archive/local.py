@@ -5,9 +5,10 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from tqdm import tqdm
@@ -16,11 +17,12 @@ from ...threads import available_cores, worker_environment
 from ..mistakes import Mistake
 from .manifest import Item
 from .pending import Pending
-from .reading import PROCESS_DIED, SPAWN, ending
-from .store import OutputError, begun
+from .reading import PROCESS_DIED, SIGNALS, SPAWN, ending, ignore_signals
+from .store import OutputError
 from .work import How, Task, Worker
 
-MOST_DEATHS_IN_A_ROW = 10  # of processes, without an item that was done; then something else is wrong
+MOST_DEATHS_IN_A_ROW = 10  # of processes of one number, without an item that was done; then something else is wrong
+LAST_SECONDS = 5.0  # that a process has to end, when it is killed or has closed its connection
 
 
 class LocalWorkers:
@@ -37,10 +39,10 @@ class LocalWorkers:
         self._task, self._how, self._count = task, how, workers
         self._environment = worker_environment(workers, threads or max(1, available_cores() // workers))
         self._running: list[_Process] = []
-        self._again: deque[Item] = deque()
-        self._deaths: Mapping[str, int] = {}
-        self._deaths_in_a_row = 0
-        self.stopping = False
+        self._again: list[tuple[Item, int]] = []  # and the number of the process that had it
+        self._deaths: Counter[str] = Counter()  # of processes at work on an item
+        self._deaths_in_a_row: Counter[int] = Counter()  # by the number of the process
+        self._was_ready = self.stopping = False
 
     def records(self, items: Iterable[Item], pending: Pending) -> Iterator[dict]:
         """Do those items that are left to do; gives the record of each when it is complete.
@@ -68,86 +70,126 @@ class LocalWorkers:
             self._start(index)
         while self._running:
             for process in self._wait():
+                has_ended = process.has_ended  # before its last words are read, or they could come in between
                 for message, value in process.messages():
                     if message == "ready":
+                        self._was_ready = True
                         pending.begin(*value)
                         left = left or pending.of(items)
                         process.answer("begin")
                     elif message == "next":
-                        item = self._next(left)
-                        process.give(item, self._deaths.get(item.id, 0) if item else 0)
+                        item = self._next(left, process.index)
+                        process.give(item, self._deaths[item.id] if item else 0)
                     elif message == "record":
                         if value.get("error", {}).get("class") != PROCESS_DIED:
-                            self._deaths_in_a_row = 0
+                            self._deaths_in_a_row[process.index] = 0
                         process.finished(value["id"])
                         process.answer(not self.stopping)
                         yield value
                     elif message == "mistake":
                         raise Mistake(value)
-                if process.has_ended:
+                if has_ended:
                     self._ended(process)
 
-    def _next(self, left: Iterator[Item]) -> Item | None:
+    def _next(self, left: Iterator[Item], index: int) -> Item | None:
+        """The next item for a process: one that another one had first, as it may be the process and not the item that
+        is bad, then a new one, and one that it had itself only where there is no other process."""
         if self.stopping:
             return None
-        return self._again.popleft() if self._again else next(left, None)
+        for number, (item, before) in enumerate(self._again):
+            if before != index:
+                del self._again[number]
+                return item
+        if (item := next(left, None)) is not None:
+            return item
+        return self._again.pop(0)[0] if self._again and len(self._running) == 1 else None
 
     def _start(self, index: int) -> None:
         self._running.append(_Process(index, self._task, self._how, self._environment))
 
     def _wait(self) -> list["_Process"]:
         """Those that have something to say or have ended; ends those that take too long."""
-        now = time.monotonic()
-        deadline = min(process.heard_at for process in self._running) + self._how.timeout
-        wait([handle for process in self._running for handle in process.handles], max(0.0, deadline - now))
-        for process in self._running:
-            if time.monotonic() - process.heard_at > self._how.timeout and not process.has_something:
-                print(f"A process has said nothing for {self._how.timeout:g} s and is ended.", file=sys.stderr)
+        seconds = max(0.0, min(process.deadline for process in self._running) - time.monotonic())
+        wait([handle for process in self._running for handle in process.handles], seconds)
+        for process in list(self._running):
+            if time.monotonic() > process.deadline and not process.has_something:
+                print(f"A process has said nothing for {process.patience:g} s and is ended.", file=sys.stderr)
                 process.kill()
+                self._ended(process)
         return [process for process in self._running if process.has_something]
 
     def _ended(self, process: "_Process") -> None:
         self._running.remove(process)
         process.kill()
         if process.done_well:
-            # What others have left while they were told that there was nothing more.
-            if self._again and not self.stopping:
+            # There may be something again that others have left since it was told that there was nothing.
+            is_for_it = any(before != process.index for _, before in self._again) or not self._running
+            if self._again and is_for_it and not self.stopping:
                 self._start(process.index)
             return
         how = ending(process.exit_code)
-        if not process.was_ready:
+        if self.stopping:
+            return
+        if not self._was_ready:
             raise Mistake(f"A process {how} before its model was ready; its messages are above.")
-        self._again.extend(process.items)
-        self._deaths = begun(self._how.output)
-        self._deaths_in_a_row += 1
+        self._again += [(item, process.index) for item in process.items]
+        self._deaths.update([process.at_work] if process.at_work else [])
+        self._deaths_in_a_row[process.index] += 1
         names = ", ".join(item.id for item in process.items) or "nothing"
         print(f"A process {how} while it had {names}; that is done again.", file=sys.stderr, flush=True)
-        if self._deaths_in_a_row >= MOST_DEATHS_IN_A_ROW:
-            raise Mistake(f"{MOST_DEATHS_IN_A_ROW} processes ended one after the other, and no item was done.")
-        if not self.stopping:
+        if self._deaths_in_a_row[process.index] < MOST_DEATHS_IN_A_ROW:
             self._start(process.index)
+            return
+        message = (
+            f"{MOST_DEATHS_IN_A_ROW} processes with the number {process.index} ended one after the other, and no item "
+            "was done by them."
+        )
+        if not self._running:
+            raise Mistake(message)
+        print(f"{message} There will be no other with this number.", file=sys.stderr, flush=True)
 
 
 class _Process:
-    """One of them as the first process sees it."""
+    """One of them as the first process sees it.
+
+    Attributes:
+        index: its number.
+        done_well: whether it has said that it has nothing more to do.
+        at_work: id of the item that its model is at work on; "" if there is none.
+    """
 
     def __init__(self, index: int, task: Task, how: How, environment: dict[str, str]):
-        self.index, self.was_ready, self.done_well = index, False, False
+        self.index, self.done_well, self.at_work = index, False, ""
+        self._timeout, self._was_ready, self._is_open = how.timeout, False, True
         self._connection, theirs = SPAWN.Pipe()
         self._process = SPAWN.Process(target=_serve, args=(theirs, index, task, how))
-        with _environment(environment):
+        # It inherits that signals are blocked, which a terminal or Slurm sends to all: the first process decides. When
+        # Python starts its resource tracker it unblocks them, so that is done before.
+        resource_tracker.ensure_running()
+        with _environment(environment), _blocked(SIGNALS):
             self._process.start()
         theirs.close()
-        self.heard_at = time.monotonic()
+        self._heard_at = time.monotonic()
         self._items: dict[str, Item] = {}
 
     @property
+    def patience(self) -> float:
+        """Seconds that it may be silent. It sees to the timeouts of reading itself."""
+        if not self._is_open:
+            return LAST_SECONDS
+        return self._timeout if self.at_work or not self._was_ready else 3 * self._timeout
+
+    @property
+    def deadline(self) -> float:
+        return self._heard_at + self.patience
+
+    @property
     def handles(self) -> list:
-        return [self._connection, self._process.sentinel]
+        return [self._process.sentinel, *([self._connection] if self._is_open else [])]
 
     @property
     def has_something(self) -> bool:
-        return self.has_ended or self._connection.poll()
+        return self.has_ended or (self._is_open and self._connection.poll())
 
     @property
     def has_ended(self) -> bool:
@@ -164,13 +206,17 @@ class _Process:
 
     def messages(self) -> Iterator[tuple[str, object]]:
         """All that it has said."""
-        with suppress(EOFError, OSError):
-            while self._connection.poll():
+        try:
+            while self._is_open and self._connection.poll():
                 message, value = self._connection.recv()
-                self.heard_at = time.monotonic()
-                self.was_ready |= message == "ready"
+                self._heard_at = time.monotonic()
+                self._was_ready |= message == "ready"
                 self.done_well |= message == "end"
+                if message == "begun":
+                    self.at_work = value
                 yield message, value
+        except (EOFError, OSError):
+            self._is_open = False
 
     def give(self, item: Item | None, deaths: int) -> None:
         """Answer what it has asked for: an item, and how many processes have ended while at work on it."""
@@ -180,6 +226,7 @@ class _Process:
 
     def finished(self, item_id: str) -> None:
         self._items.pop(item_id, None)
+        self.at_work = ""
 
     def answer(self, value: object) -> None:
         with suppress(OSError):  # it has ended in the meantime
@@ -187,8 +234,9 @@ class _Process:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.join(5)
+        self._process.join(LAST_SECONDS)  # no longer: what waits for a dead file system cannot even be killed
         self._connection.close()
+        self._is_open = False
 
 
 def _serve(connection: Connection, index: int, task: Task, how: How) -> None:
@@ -196,14 +244,13 @@ def _serve(connection: Connection, index: int, task: Task, how: How) -> None:
     from ...data.workers import start_worker
 
     start_worker()
+    ignore_signals()
     tqdm.set_lock(threading.RLock())  # not one for several processes, which would outlive a process that is killed
-    for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal or Slurm sends to all; the first process decides
-        signal.signal(number, signal.SIG_IGN)
     try:
         processor = task.build(index)
         connection.send(("ready", (processor.run, processor.how)))
         connection.recv()  # not before what earlier runs left behind is gone
-        worker = Worker(task, processor, how)
+        worker = Worker(task, processor, how, lambda item_id: connection.send(("begun", item_id)))
         for record in worker.records(_asked_for(connection, worker)):
             connection.send(("record", record))
             if not connection.recv():
@@ -227,6 +274,15 @@ def _asked_for(connection: Connection, worker: Worker) -> Iterator[Item]:
         item, deaths = answer
         worker.deaths = {**worker.deaths, item.id: deaths} if deaths else worker.deaths
         yield item
+
+
+@contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

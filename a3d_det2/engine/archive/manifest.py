@@ -60,6 +60,22 @@ def id_of_folder(name: str) -> str:
     return unquote(name)
 
 
+def item_problem(item: Item) -> str:
+    """Why a manifest cannot have an item; "" if it can."""
+    if not item.id or not item.path or "\0" in item.path:
+        return f"expected an id and a path, got {shortened(item.id)} and {shortened(item.path)}"
+    try:
+        "".join(item).encode()
+    except UnicodeEncodeError:
+        return f"expected names that are text, got {item.path!a}"
+    if len(folder_name(item.id)) > LONGEST_ID:
+        return (
+            f"expected an id of at most {LONGEST_ID} letters as a folder has them, got {len(folder_name(item.id))} in "
+            f"{shortened(item.id)}"
+        )
+    return ""
+
+
 def read_manifest(path: str) -> Iterator[Item]:
     """The rows of a manifest, one after the other. Relative paths are relative to its folder.
 
@@ -70,15 +86,8 @@ def read_manifest(path: str) -> Iterator[Item]:
     folder = os.path.dirname(os.path.abspath(path))
     for line, row in read_table(path, COLUMNS[:2]):
         item = Item(row["id"], row["path"], row.get("series", ""))
-        if not item.id or not item.path:
-            raise ValueError(f"{path}, line {line}: expected an id and a path, got {item.id!r} and {item.path!r}.")
-        if len(folder_name(item.id)) > LONGEST_ID:
-            raise ValueError(
-                f"{path}, line {line}: expected an id of at most {LONGEST_ID} letters as a folder has them, got "
-                f"{len(folder_name(item.id))} in {shortened(item.id)}."
-            )
-        if "\0" in item.path:
-            raise ValueError(f"{path}, line {line}: expected a path, got {shortened(item.path)}.")
+        if problem := item_problem(item):
+            raise ValueError(f"{path}, line {line}: {problem}.")
         yield item._replace(path=os.path.join(folder, item.path))
 
 

@@ -12,13 +12,14 @@ from ...csv_table import read_table
 from ...files import replacing
 from ...volumes.writing import COLUMNS
 from ..mistakes import Mistake
-from .manifest import Item, read_manifest
+from .manifest import Item, check_manifest, read_manifest
 from .store import DONE, ERROR, item_folder, read_record, read_run
 
 LESION_COLUMNS = ("volume", *COLUMNS)
 ITEM_COLUMNS = ("volume", "status", "lesions", "error", "message", "attempt", "path", "series")
 TEXT = {"volume", "measured_from", "status", "error", "message", "path", "series"}
 WHOLE = {"id", "category", "slice", "lesions", "attempt"}
+MISSING, MOST_NAMED = "missing", 20
 ROWS_AT_ONCE = 10_000  # of a Parquet file, which are kept until they are written
 
 
@@ -37,12 +38,9 @@ class Merged:
     missing: list[str] = field(default_factory=list)
 
 
-MOST_NAMED = 20
-
-
 def merge(manifest: str, output: str, table: str) -> Merged:
-    """Write a row for each lesion, and into a second table, ``NAME.items.EXTENSION``, one for each item that has a
-    result or an error.
+    """Write a row for each lesion, and into a second table, ``NAME.items.EXTENSION``, one for each item: done, an
+    error or missing.
 
     Args:
         manifest: the items.
@@ -50,14 +48,17 @@ def merge(manifest: str, output: str, table: str) -> Merged:
         table: the file to write, .csv or .parquet.
 
     Raises:
-        Mistake: if ``output`` is none, or the kind of table cannot be written.
+        Mistake: if ``output`` is none, the kind of table cannot be written, or it would replace the manifest.
         FileNotFoundError, ValueError: if the manifest or a table of results cannot be read.
         OSError: if a table cannot be written.
     """
     run = read_run(output)
     if run is None:
         raise Mistake(f"{output}: expected a folder that a3d-archive predict has written, with a run.json.")
+    check_manifest(manifest)
     name, extension = os.path.splitext(table)
+    if os.path.realpath(manifest) in map(os.path.realpath, (table, f"{name}.items{extension}")):
+        raise Mistake(f"Expected a table that does not take the place of the manifest, got {table!r}.")
     merged = Merged()
     with (
         table_writer(table, LESION_COLUMNS) as add_lesion,
@@ -65,13 +66,11 @@ def merge(manifest: str, output: str, table: str) -> Merged:
     ):
         for item in read_manifest(manifest):
             record = read_record(output, item.id)
-            status = record["status"] if record and record["run"] == run["run"] else "missing"
+            status = record["status"] if record and record["run"] == run["run"] else MISSING
             merged.counts[status] += 1
-            if status == "missing":
-                if len(merged.missing) < MOST_NAMED:
-                    merged.missing.append(item.id)
-                continue
-            add_item(_item_row(item, record))
+            add_item(_item_row(item, status, record))
+            if status == MISSING and len(merged.missing) < MOST_NAMED:
+                merged.missing.append(item.id)
             for lesion in _lesions(output, item) if status == DONE else ():
                 merged.lesions += 1
                 add_lesion({"volume": item.id, **lesion})
@@ -83,12 +82,12 @@ def _lesions(output: str, item: Item) -> Iterator[dict[str, str]]:
         yield row
 
 
-def _item_row(item: Item, record: dict) -> dict:
-    error = record["error"] if record["status"] == ERROR else {}
+def _item_row(item: Item, status: str, record: dict | None) -> dict:
+    error = record["error"] if status == ERROR else {}
     return {
         "volume": item.id,
-        "status": record["status"],
-        "lesions": record.get("lesions", ""),
+        "status": status,
+        "lesions": record.get("lesions", "") if status == DONE else "",
         "error": error.get("class", ""),
         "message": error.get("message", ""),
         "attempt": error.get("attempt", ""),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..mistakes import Mistake
 from .manifest import Item
-from .store import ERROR, output_errors, read_record, sweep, write_run
+from .store import ERROR, EVERYTHING, output_errors, read_record, sweep, write_run
 
 
 @dataclass
@@ -17,6 +17,7 @@ class Pending:
         output: folder of the results.
         retry_errors: whether to do those again that ended with an error.
         say: tells the user a sentence.
+        shard: names the part of the archive that is done.
         skipped: items that are done.
         of_other_runs: items that another config, other weights or options have done, and that are done again.
     """
@@ -24,6 +25,7 @@ class Pending:
     output: str
     retry_errors: bool
     say: Callable[[str], None]
+    shard: str = EVERYTHING
     skipped: int = 0
     of_other_runs: int = 0
     _run: str | None = None
@@ -42,7 +44,7 @@ class Pending:
             return
         with output_errors(self.output):
             before = write_run(self.output, run, how)
-            self._begun = sweep(self.output)
+            self._begun = sweep(self.output, self.shard)
         self._run = run
         if before is not None and before["run"] != run:
             self.say(f"{self.output} has results of another config; its volumes are done again. What differs:")
@@ -53,7 +55,7 @@ class Pending:
     def end(self) -> None:
         """Remove what processes that were killed have left behind."""
         if self._run is not None:
-            sweep(self.output)
+            sweep(self.output, self.shard)
 
     def of(self, items: Iterable[Item]) -> Iterator[Item]:
         """Those that are left. Items that were begun and never completed come last, as they may be why."""

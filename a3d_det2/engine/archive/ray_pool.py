@@ -1,6 +1,10 @@
 """Actors of Ray, each with a model, that Ray Data gives the items of an archive."""
 
+import json
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
@@ -33,7 +37,8 @@ class RayWorkers:
         if find_spec("ray") is None:
             raise Mistake("--ray needs Ray: pip install 'a3d_det2[ray]'.")
         self._task, self._how, self._count, self._threads = task, how, workers, threads
-        self._stop_file = os.path.join(os.path.abspath(how.output), "parts", f"stop-{os.getpid()}")
+        name = f"stop-{socket.gethostname()}-{os.getpid()}"
+        self._stop_file = os.path.join(os.path.abspath(how.output), "parts", name)
 
     def stop(self) -> None:
         """Begin no more items; those that a model is at work on are completed."""
@@ -54,7 +59,9 @@ class RayWorkers:
         with suppress(FileNotFoundError):
             os.remove(self._stop_file)
         here = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}  # which costs time of a core
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(runtime_env={"env_vars": environment}, **here)
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
         try:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) and self._task.wants_gpu() else 0
             resources = {"num_cpus": self._threads, "num_gpus": gpus}
@@ -78,8 +85,8 @@ class RayWorkers:
             for row in records.iter_rows():
                 if row["message"]:
                     raise Mistake(row["message"])
-                if row["id"]:
-                    yield read_record(self._how.output, row["id"]) or {"id": row["id"]}
+                if row["record"]:
+                    yield json.loads(row["record"])
         finally:
             ray.shutdown()
             with suppress(FileNotFoundError):
@@ -106,7 +113,8 @@ class RayWorker:
     def __init__(self, task: Task, how: How, stop_file: str):
         self._how, self._stop_file = how, stop_file
         self._processor = task.build(0)
-        self._worker = Worker(task, self._processor, how)
+        self._worker = Worker(task, self._processor, how, self._begins)
+        self._watch = threading.Timer(how.timeout, str)
 
     def __call__(self, batch: dict) -> Iterator[dict]:
         """
@@ -114,28 +122,36 @@ class RayWorker:
             batch: columns id, path and series.
 
         Yields:
-            columns id and message, each of one entry: that the record of an item is there, or that the results cannot
-            be written.
+            columns of one entry each: the record of an item as JSON, or a message that the results cannot be written.
         """
-        yield {"id": [""], "message": [""]}  # or a batch of which nothing is left would have no columns
+        yield {"record": [""], "message": [""]}  # or a batch of which nothing is left would have no columns
         rows = zip(*(batch[name].tolist() for name in Item._fields), strict=True)
-        self._worker.deaths = begun(self._how.output)
+        self._worker.deaths = begun(self._how.output, self._how.shard)
         items = []
         for item in map(Item._make, rows):
-            if self._is_done(item):
-                yield {"id": [item.id], "message": [""]}
+            if (record := self._record(item)) is not None:
+                yield {"record": [json.dumps(record)], "message": [""]}
             else:
                 items.append(item)
         try:
             for record in self._worker.records(self._until_stopped(items)):
-                yield {"id": [record["id"]], "message": [""]}
+                self._watch.cancel()
+                yield {"record": [json.dumps(record)], "message": [""]}
         except OutputError as error:
-            yield {"id": [""], "message": [str(error)]}
+            yield {"record": [""], "message": [str(error)]}
 
-    def _is_done(self, item: Item) -> bool:
-        """Whether an actor before this one, which has ended, has done an item of the same batch."""
+    def _begins(self, item_id: str) -> None:
+        """End this actor if its model hangs; Ray makes another one."""
+        self._watch.cancel()
+        self._watch = threading.Timer(self._how.timeout, os._exit, (1,))
+        self._watch.daemon = True
+        self._watch.start()
+
+    def _record(self, item: Item) -> dict | None:
+        """What an actor before this one, which has ended, has done of the same batch."""
         record = read_record(self._how.output, item.id)
-        return record is not None and record["run"] == self._processor.run and record["status"] != ERROR
+        is_done = record is not None and record["run"] == self._processor.run and record["status"] != ERROR
+        return record if is_done else None
 
     def _until_stopped(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:

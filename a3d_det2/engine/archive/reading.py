@@ -15,7 +15,11 @@ from typing import NamedTuple
 from .manifest import Item
 
 ALIGNMENT = 64  # bytes; of arrays in shared memory
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SPAWN = multiprocessing.get_context("spawn")  # a fork would have locks of threads that it does not have
+
+
+PROCESS_DIED, TIMEOUT = "ProcessDied", "ReadTimeout"
 
 
 class Failure(NamedTuple):
@@ -28,9 +32,6 @@ class Failure(NamedTuple):
 
     kind: str
     message: str
-
-
-PROCESS_DIED, TIMEOUT = "ProcessDied", "ReadTimeout"
 
 
 class Reader:
@@ -105,12 +106,17 @@ def ending(exit_code: int | None) -> str:
         return f"was ended by signal {-exit_code}"
 
 
+def ignore_signals() -> None:
+    """Ignore what a terminal or Slurm sends to all processes; the first one decides for them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _serve(connection: Connection, read: Callable[[Item], object]) -> None:
     from ...data.workers import start_worker
 
     start_worker()
-    for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal or Slurm sends to all; the first process decides
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     while True:
         try:
             item = connection.recv()
@@ -122,8 +128,11 @@ def _serve(connection: Connection, read: Callable[[Item], object]) -> None:
             value = Failure(type(error).__name__, str(error))
         try:
             send_object(connection, value)
-        except BrokenPipeError:
+        except ConnectionError:
             return
+        except Exception as error:  # no memory for it, or no way to send it
+            connection.send((pickle.dumps(Failure(type(error).__name__, str(error))), [], 1))
+        del value  # or it would be kept until the next one is read
 
 
 def send_object(connection: Connection, value: object) -> None:

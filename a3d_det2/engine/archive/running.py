@@ -52,10 +52,11 @@ def predict_archive(
     """
     with mistakes(kinds=(OSError, ValueError)):
         rows = check_manifest(manifest)
+    how = how._replace(shard=f"{shard.index}-of-{shard.count}")
     total = len(range(shard.index - 1, rows, shard.count))
     pool = RayWorkers(task, how, workers, threads or 1) if ray else LocalWorkers(task, how, workers, threads)
     bar = tqdm(total=total, desc="volumes", unit="volume")
-    pending = Pending(how.output, retry_errors, lambda text: bar.write(printable(text), file=sys.stderr))
+    pending = Pending(how.output, retry_errors, lambda text: bar.write(printable(text), file=sys.stderr), how.shard)
     counts: Counter[str] = Counter()
     with bar, mistakes(kinds=(OutputError,)), _stopped_by_signals(pool.stop) as signals:
         for record in pool.records(shard_items(manifest, shard), pending):

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ...data.workers import start_worker
+from ...volumes.dicom import list_series
 from ...volumes.reading import list_volumes
 from ...volumes.search import search
-from .manifest import Item
+from .manifest import Item, item_problem
 from .reading import SPAWN
 
 
@@ -62,13 +63,11 @@ def scan(root: str, workers: int = 1) -> Scan:
                 else:
                     _add(result, items, _item(one, root), one.problem)
     for uid, parts in by_uid.items():
+        paths = sorted({one.path for one in parts})
+        if len(paths) > 1 and not _are_copies(uid, paths):
+            paths, parts = _together(uid, paths, root)
         usable = [one for one in parts if not one.problem]
-        if not usable and len({one.path for one in parts}) > 1:
-            usable, parts = _together(uid, parts, root)
-        for one in usable[:1]:  # the others are copies
-            _add(result, items, Item(uid, one.path, uid), "")
-        if not usable:
-            result.problems[parts[0].problem] += 1
+        _add(result, items, Item(uid, paths[0], uid), "" if usable else parts[0].problem)
     result.items = sorted(items.values())
     return result
 
@@ -84,10 +83,11 @@ def _item(one: Found, root: str) -> Item:
     for extension in (".nii.gz", ".nii"):
         if name.lower().endswith(extension):
             return Item(name[: -len(extension)], one.path)
-    return Item(os.path.join(name, one.name), one.path, one.name)
+    return Item(os.path.normpath(os.path.join(name, one.name)), one.path, one.name)
 
 
 def _add(result: Scan, items: dict[str, Item], item: Item, problem: str) -> None:
+    problem = problem or _without_name(item_problem(item))
     if not problem and item.id in items:
         problem = "another volume has its id"
     if problem:
@@ -96,11 +96,25 @@ def _add(result: Scan, items: dict[str, Item], item: Item, problem: str) -> None
         items[item.id] = item
 
 
-def _together(uid: str, parts: list[Found], root: str) -> tuple[list[Found], list[Found]]:
-    """Those that can be read, and all, of a series whose slices lie in several folders of one."""
-    folder = os.path.commonpath([one.path for one in parts])
+def _without_name(problem: str) -> str:
+    """A problem of an item, so that those of one kind are counted together."""
+    return problem.partition(", got ")[0]
+
+
+def _are_copies(uid: str, paths: list[str]) -> bool:
+    """Whether folders have the same images of a series, rather than each some of them."""
+
+    def images(path: str) -> set[str]:
+        return {image.instance for one in list_series(path, deep=False) if one.uid == uid for image in one.slices}
+
+    first = images(paths[0])
+    return "" not in first and all(images(path) == first for path in paths[1:])
+
+
+def _together(uid: str, paths: list[str], root: str) -> tuple[list[str], list[Found]]:
+    """The folder that has all slices of a series, and what can be read there."""
+    folder = os.path.commonpath(paths)
     if folder == root:  # which is not searched as a whole for each of its series
         problem = f"expected the slices of a series in one folder below {root}, got several"
-        return [], [parts[0]._replace(problem=problem)]
-    found = [one for one in scan_folder(folder, deep=True) if one.uid == uid]
-    return [one for one in found if not one.problem], found or parts
+        return [folder], [Found(folder, uid, "", problem)]
+    return [folder], [one for one in scan_folder(folder, deep=True) if one.uid == uid]

@@ -4,12 +4,13 @@
     OUTPUT/items/3f/ID/         the results of an item; 3f is the beginning of a hash of ID, so that no folder has too
                                 many entries for its file system
     OUTPUT/items/3f/ID/item.json
-    OUTPUT/parts/HOST-PID-.../ID/   what a process is at work on
+    OUTPUT/parts/1-of-1-HOST-.../items/ID/   what a process of that shard is at work on
 
 Nothing tells a queue from a crash but the files themselves: an item is done if its folder is there. A process holds a
 lock on its folder of parts, which the system lets go when the process ends, in whatever way.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,13 +20,16 @@ import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from ...files import replacing
+from ...volumes.search import ARCHIVE, ARCHIVE_FORMAT, read_ours
 from .manifest import folder_name, id_of_folder
 
-FORMAT, VERSION = "a3d_det2 archive", 1
-RECORD, RUN, LOCK = "item.json", "run.json", "lock"
+FORMAT, VERSION = ARCHIVE_FORMAT, 1
+RECORD, RUN, LOCK, ITEMS, OLD = "item.json", ARCHIVE, "lock", "items", "old"
+EVERYTHING = "1-of-1"  # the shard that is the whole archive
+TRIES = 10  # to put a folder in its place, beside somebody who does the same
 DONE, ERROR = "done", "error"
 
 
@@ -46,6 +50,7 @@ def output_errors(where: str) -> Iterator[None]:
 
 def error_record(error_class: str, message: str, attempt: int) -> dict:
     """The record of an item that failed."""
+    message = message.encode("utf-8", "backslashreplace").decode()  # names of files may be no text
     return {"status": ERROR, "error": {"class": error_class, "message": message, "attempt": attempt}}
 
 
@@ -53,16 +58,17 @@ class Store:
     """The results of an archive as they are found by one run: a config, weights and options.
 
     Args:
-        folder: the output; made if it is not there.
+        folder: the output.
         run: identifies the run; records of others do not count.
+        shard: names the part of the archive that this process works on; another one does not sweep its parts.
     """
 
-    def __init__(self, folder: str, run: str):
-        self.folder, self.run = os.path.abspath(folder), run
+    def __init__(self, folder: str, run: str, shard: str = EVERYTHING):
+        self.folder, self.run, self.shard = os.path.abspath(folder), run, shard
 
     def path(self, item_id: str) -> str:
         """The folder of an item."""
-        return os.path.join(item_folder(self.folder, item_id))
+        return item_folder(self.folder, item_id)
 
     def record(self, item_id: str) -> dict | None:
         """What is known of an item; None if it is still to do, was done by another run or its record is damaged."""
@@ -81,7 +87,7 @@ def item_folder(output: str, item_id: str) -> str:
 
 def read_record(output: str, item_id: str) -> dict | None:
     """The record of an item, of whatever run; None if there is none, or it is damaged."""
-    record = _read_json(os.path.join(item_folder(output, item_id), RECORD))
+    record = read_ours(os.path.join(item_folder(output, item_id), RECORD), FORMAT)
     if record is None or record.get("id") != item_id or not isinstance(record.get("run"), str):
         return None
     error = record.get("error")
@@ -115,7 +121,7 @@ def write_run(output: str, run: str, how: dict) -> dict | None:
 
 def read_run(output: str) -> dict | None:
     """What ``run.json`` says; None if there is none."""
-    content = _read_json(os.path.join(output, RUN))
+    content = read_ours(os.path.join(output, RUN), FORMAT)
     if content is None or not isinstance(content.get("run"), str) or not isinstance(content.get("how"), dict):
         return None
     return content
@@ -133,11 +139,13 @@ class Parts:
         with output_errors(store.folder):
             root = os.path.join(store.folder, "parts")
             os.makedirs(root, exist_ok=True)
-            self.folder = tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=root)
+            self.folder = tempfile.mkdtemp(prefix=f"{store.shard}-{socket.gethostname()}-{os.getpid()}-", dir=root)
             with replacing(os.path.join(self.folder, LOCK)) as new:  # under its name it is locked
                 self._lock = open(new, "w")  # noqa: SIM115 - open as long as the process lives
                 with suppress(OSError):  # a file system without locks: then nobody cleans up after this process
                     fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in (ITEMS, OLD):
+                os.mkdir(os.path.join(self.folder, name))
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -154,7 +162,8 @@ class Parts:
         Raises:
             OutputError: if the item cannot be begun or completed.
         """
-        part, final = os.path.join(self.folder, folder_name(item_id)), self.store.path(item_id)
+        part = os.path.join(self.folder, ITEMS, folder_name(item_id))
+        final, old = self.store.path(item_id), os.path.join(self.folder, OLD, folder_name(item_id))
         record = {"format": FORMAT, "version": VERSION, "id": item_id, "run": self.store.run, "status": DONE}
         with output_errors(part):
             os.mkdir(part)
@@ -165,12 +174,9 @@ class Parts:
                     json.dump(record, f, indent=1)
                 _to_disk(part)
                 os.makedirs(os.path.dirname(final), exist_ok=True)
-                # Renamed onto one that is there it would fail; the old one goes where a crash leaves it to be swept.
-                with suppress(FileNotFoundError):
-                    os.rename(final, f"{part}.old")
-                os.rename(part, final)
+                _put_in_place(part, final, old)
         finally:
-            for leftover in (part, f"{part}.old"):
+            for leftover in (part, old):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def write_error(self, item_id: str, error: dict) -> dict:
@@ -178,6 +184,20 @@ class Parts:
         with self.writing(item_id) as (_, record):
             record |= error
         return record
+
+
+def _put_in_place(part: str, final: str, old: str) -> None:
+    """Rename a folder to ``final``; what is there goes to ``old``, where a crash leaves it to be swept."""
+    for tries_left in reversed(range(TRIES)):
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.rename(final, old)
+        try:
+            os.rename(part, final)
+            return
+        except OSError as error:  # somebody else has done the same item in between
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not tries_left:
+                raise
 
 
 def _to_disk(folder: str) -> None:
@@ -188,32 +208,38 @@ def _to_disk(folder: str) -> None:
                 os.fsync(f.fileno())
 
 
-def begun(output: str) -> Counter[str]:
-    """How often each item was begun by a process that ended before the item did."""
-    return Counter(id_of_folder(name) for folder in _left_behind(output) for name in os.listdir(folder) if name != LOCK)
+def begun(output: str, shard: str = EVERYTHING) -> Counter[str]:
+    """How often each item of a shard was begun by a process that ended before the item did."""
+    return Counter(name for _, names in _left_behind(output, shard) for name in names)
 
 
-def sweep(output: str) -> Counter[str]:
-    """Remove what processes left behind that are no more; returns :func:`begun` as it was before."""
-    counts = begun(output)
-    for folder in _left_behind(output):
-        shutil.rmtree(folder, ignore_errors=True)
+def sweep(output: str, shard: str = EVERYTHING) -> Counter[str]:
+    """Remove what processes of a shard left behind that are no more; returns :func:`begun` as it was before."""
+    counts: Counter[str] = Counter()
+    for folder, names in _left_behind(output, shard):
+        counts.update(names)
+        for name in (ITEMS, OLD):
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # with the lock last, or nobody would sweep what is left
     return counts
 
 
-def _left_behind(output: str) -> Iterator[str]:
-    """Folders of parts whose process has ended. On a file system without locks there are none, as nobody knows."""
+def _left_behind(output: str, shard: str) -> Iterator[tuple[str, list[str]]]:
+    """Folders of parts whose process has ended, and the ids in them. The parts of all shards are those of the whole
+    archive. On a file system without locks there are none, as nobody knows."""
     root = os.path.join(output, "parts")
     for name in sorted(os.listdir(root)) if os.path.isdir(root) else ():
-        with suppress(OSError), open(os.path.join(root, name, LOCK), "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield os.path.join(root, name)
-
-
-def _read_json(path: str) -> dict | None:
-    try:
-        with open(path, encoding="utf-8") as f:
-            content = json.load(f)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+        if shard != EVERYTHING and not name.startswith(f"{shard}-"):
+            continue
+        folder, ids = os.path.join(root, name), []
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(open(os.path.join(folder, LOCK), "r+"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ids = [id_of_folder(one) for one in os.listdir(os.path.join(folder, ITEMS))]
+            except FileNotFoundError:
+                if not os.path.exists(os.path.join(folder, LOCK)):
+                    continue  # somebody else has swept it
+            except OSError:
+                continue
+            yield folder, ids

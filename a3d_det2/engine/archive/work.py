@@ -2,14 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
 from typing import NamedTuple, Protocol
 
 from .manifest import Item
 from .reading import PROCESS_DIED, Failure, Reader
-from .store import ERROR, OutputError, Store, error_record
+from .store import ERROR, EVERYTHING, OutputError, Store, error_record
 
 MOST_DEATHS = 2  # of processes that were at work on an item, until it is given up
 
@@ -60,11 +60,13 @@ class How(NamedTuple):
         output: folder of the results.
         readers: processes that read ahead of one with a model.
         timeout: seconds that reading an item may take, and the rest of the work on it.
+        shard: names the part of the archive that they do.
     """
 
     output: str
     readers: int = 1
     timeout: float = 3600.0
+    shard: str = EVERYTHING
 
 
 class Worker:
@@ -74,15 +76,16 @@ class Worker:
         task: the work.
         processor: made by it.
         how: see :class:`How`.
+        begins: is told the id of an item when the work with the model begins.
 
     Attributes:
         deaths: how often processes have ended while at work on an item; by default never.
     """
 
-    def __init__(self, task: Task, processor: Processor, how: How):
-        self._processor = processor
+    def __init__(self, task: Task, processor: Processor, how: How, begins: Callable[[str], object] = str):
+        self._processor, self._begins = processor, begins
         self.deaths: Mapping[str, int] = {}
-        self._store = Store(how.output, processor.run)
+        self._store = Store(how.output, processor.run, how.shard)
         self._parts = self._store.begin()
         self._readers = [Reader(task.read, how.timeout) for _ in range(how.readers)]
 
@@ -106,7 +109,9 @@ class Worker:
                 reader.begin(item)  # once more, as whatever killed the process may have had nothing to do with the item
                 outcome = reader.take()
             self._feed(items)
-            yield self._finish(item, outcome)
+            record = self._finish(item, outcome)
+            del outcome  # a volume, while the next one comes
+            yield record
 
     def _feed(self, items: Iterator[Item]) -> None:
         for reader in self._readers:
@@ -131,6 +136,7 @@ class Worker:
             attempt += 1
         if not isinstance(outcome, Failure):
             try:
+                self._begins(item.id)
                 with self._parts.writing(item.id) as (folder, record):
                     record |= self._process(outcome, folder)
                 return record
@@ -162,5 +168,6 @@ def is_broken_device(error: Exception) -> bool:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an exception says that there was no memory, of the GPU or the machine."""
-    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    texts = ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")
+    of_torch = type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in texts)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and of_torch)

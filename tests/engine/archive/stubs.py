@@ -12,10 +12,11 @@ from a3d_det2.engine.mistakes import Mistake
 
 
 class Stub:
-    """See :class:`a3d_det2.engine.archive.work.Task`. A path is a folder for notes and, as its last part, what happens:
+    """See :class:`a3d_det2.engine.archive.work.Task`. ``broken`` is what is wrong with the model. A path is a folder
+    for notes and, as its last part, what happens:
 
-    read_dies, read_hangs, read_fails, dies, dies_once, hangs_once, fails, no_memory, little_memory, full, slow;
-    anything else is well.
+    read_dies, read_hangs, read_fails, odd_message, dies, dies_once, hangs_once, fails, no_memory, little_memory, full,
+    slow; anything else is well.
     """
 
     def __init__(self, run="run 1", broken=""):
@@ -42,6 +43,7 @@ class Stub:
             raise Mistake("no such weights")
         if self.broken == "dies":
             os._exit(7)
+        self.index = index
         return self
 
     def __call__(self, path: str, folder: str) -> dict:
@@ -51,6 +53,10 @@ class Stub:
         if what == "dies" or (what == "dies_once" and not marker.exists()):
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "odd_message":
+            raise ValueError("no such file: \udcff.nii")
+        if self.broken == "first" and self.index == 0:
+            os._exit(9)
         if what == "hangs_once" and not marker.exists():
             marker.touch()
             time.sleep(1000)

@@ -27,7 +27,7 @@ def phantom():
 
 @pytest.fixture(scope="session")
 def cts(phantom, tmp_path_factory):
-    """Three NIfTI, one that is cut off, a DICOM series twice, and one whose slices each have a folder."""
+    """Three NIfTI, one that is cut off, a DICOM series twice, and two whose slices are in several folders."""
     folder = tmp_path_factory.mktemp("cts")
     for name in ("a", "b/c"):
         os.makedirs((folder / name).parent, exist_ok=True)
@@ -40,6 +40,10 @@ def cts(phantom, tmp_path_factory):
     for number, path in enumerate(sorted((folder / "scattered").iterdir())):
         (folder / "scattered" / f"slice{number}").mkdir()
         path.rename(folder / "scattered" / f"slice{number}" / path.name)
+    write_dicom(str(folder / "halves"), random_volume(5, size=64, slice_interval=6.0, length=120.0))
+    for number, path in enumerate(sorted((folder / "halves").iterdir())):
+        (folder / "halves" / str(number % 2)).mkdir(exist_ok=True)
+        path.rename(folder / "halves" / str(number % 2) / path.name)
     return folder
 
 
@@ -78,17 +82,17 @@ def test_scan_predict_merge(run, cts, tmp_path):
     printed, status = run("scan", cts, "--manifest", manifest, "--workers", "1")
     assert status == 0
     assert "left out: 1 x expected a NIfTI file, got an unreadable one" in printed
-    assert f"5 volumes -> {manifest}" in printed
+    assert f"6 volumes -> {manifest}" in printed
     found = {row["id"]: row for row in rows(manifest)}
     uids = [name for name in found if name[0].isdigit()]
     assert sorted(found.keys() - set(uids)) == ["a", "b/c", "cut"]
     assert found["b/c"]["path"] == str(cts / "b" / "c.nii.gz")
     folders = {found[uid]["path"] for uid in uids}
-    assert folders == {str(cts / "scattered"), str(cts / "dicom" / "copy")}
+    assert folders == {str(cts / "scattered"), str(cts / "dicom" / "copy"), str(cts / "halves")}
     assert all(found[uid]["series"] == uid for uid in uids)
 
     printed, status = run("predict", "--manifest", manifest, "--output", output, "--workers", "2")
-    assert (status, "5 volumes: 4 done, 1 errors, 0 were done before." in printed) == (0, True)
+    assert (status, "6 volumes: 5 done, 1 errors, 0 were done before." in printed) == (0, True)
     assert "cut: UnreadableVolume: " in printed
     (a,) = output.glob("items/*/a/lesions.json")
     (b,) = output.glob("items/*/b%2Fc/lesions.json")
@@ -99,7 +103,7 @@ def test_scan_predict_merge(run, cts, tmp_path):
     }
 
     printed, status = run("merge", "--manifest", manifest, "--output", output, "--table", table)
-    assert (status, "5 volumes: 4 done with" in printed, "1 errors, 0 missing" in printed) == (0, True, True)
+    assert (status, "6 volumes: 5 done with" in printed, "1 errors, 0 missing" in printed) == (0, True, True)
     items = {row["volume"]: row for row in rows(tmp_path / "lesions.items.csv")}
     assert items.keys() == found.keys()
     assert (items["cut"]["status"], items["cut"]["error"]) == ("error", "UnreadableVolume")
@@ -158,7 +162,7 @@ def test_bad_input(run, cts, tmp_path):
         (("--manifest", tmp_path / "none.csv"), "none.csv"),
         (("--shard", "3/2"), "expected a shard"),
         (("--workers", "0"), "expected a whole number from 1 on, got '0'"),
-        (("--timeout", "-1"), "expected seconds above 0"),
+        (("--timeout", "-1"), "expected seconds above 0 and below 2e6"),
         (("--mint-uids",), "expected --dicom with"),
     ):
         printed, status = run(*predict, *arguments)
@@ -174,6 +178,37 @@ def test_bad_input(run, cts, tmp_path):
     for name, message in (("nowhere", "no such folder"), ("empty", "got none that can be used")):
         printed, status = run("scan", tmp_path / name, "--manifest", manifest)
         assert (status, message in printed) == (2, True)
+
+
+def test_what_a_scan_leaves_out(cts, tmp_path, capfd):
+    """Names that are no ids, and what an archive has written itself."""
+    whole = (cts / "a.nii.gz").read_bytes()
+    names = (b"good", b"", b"\xff", "影像".encode() * 20, b"lock")
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path), name + b".nii.gz"), "wb") as f:
+            f.write(whole)
+    for place in ("parts/1-of-1-h-1-x/items/v", "items/3f/v"):
+        (tmp_path / "results" / place).mkdir(parents=True)
+        (tmp_path / "results" / place / "lesions.nii.gz").write_bytes(whole)
+    (tmp_path / "results" / "run.json").write_text('{"format": "a3d_det2 archive"}')
+    main(["scan", str(tmp_path), "--manifest", str(tmp_path / "archive.csv"), "--workers", "1"])
+    printed = capfd.readouterr().out
+    assert sorted(row["id"] for row in rows(tmp_path / "archive.csv")) == ["good", "lock"]
+    for problem in ("an id and a path", "names that are text", "an id of at most 200 letters as a folder has them"):
+        assert f"left out: 1 x expected {problem}" in printed
+
+
+@ONE_ENGINE
+def test_a_table_is_not_the_manifest(run, cts, tmp_path):
+    manifest, output = tmp_path / "archive.csv", tmp_path / "out"
+    manifest.write_text(f"id,path\na,{cts}/a.nii.gz\n")
+    run("predict", "--manifest", manifest, "--output", output)
+    printed, status = run("merge", "--manifest", manifest, "--output", output, "--table", manifest)
+    assert (status, "expected a table that does not take the place of" in printed.lower()) == (2, True)
+    assert manifest.read_text() == f"id,path\na,{cts}/a.nii.gz\n"
+    manifest.write_text(f"id,path\na,{cts}/a.nii.gz\na,{cts}/a.nii.gz\n")
+    printed, status = run("merge", "--manifest", manifest, "--output", output, "--table", tmp_path / "l.csv")
+    assert (status, "expected each id once" in printed) == (2, True)
 
 
 @ONE_ENGINE

@@ -1,4 +1,5 @@
 """A real prediction of many volumes that is killed at random and started again ends as if nothing had been."""
+
 import importlib.util
 import os
 import random
@@ -65,9 +66,15 @@ def done(output):
 
 def others(process, kind) -> list[int]:
     """The processes that work for a first process: those of its session, or all of Ray."""
-    pattern = ["-f", "ray::|raylet|gcs_server"] if kind == "ray" else ["-s", str(process.pid)]
-    found = subprocess.run(["pgrep", *pattern], capture_output=True, text=True).stdout.split()
-    return [int(number) for number in found if int(number) not in (process.pid, os.getpid())]
+    if kind == "local":
+        found = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
+        return [number for number in map(int, found) if number != process.pid]
+    found, new = set(), {process.pid}
+    while new:  # those of Ray have sessions of their own
+        listed = subprocess.run(["pgrep", "-P", ",".join(map(str, new))], capture_output=True, text=True).stdout
+        new = set(map(int, listed.split())) - found
+        found |= new
+    return sorted(found)
 
 
 def kill(numbers):

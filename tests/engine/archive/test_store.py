@@ -37,7 +37,7 @@ def test_complete_or_not_there(parts, tmp_path):
     with pytest.raises(ZeroDivisionError), parts.writing("2"):
         raise ZeroDivisionError
     assert parts.store.record("2") is None
-    assert os.listdir(parts.folder) == [store.LOCK]
+    assert os.listdir(os.path.join(parts.folder, store.ITEMS)) == []
 
 
 def test_again(parts):
@@ -112,7 +112,7 @@ def test_full_disk(parts, monkeypatch):
                 parts.write_error("2", error_record("E", "m", 1))
         assert parts.store.record("1") is not None
         assert parts.store.record("2") is None
-        assert os.listdir(parts.folder) == [store.LOCK]
+        assert os.listdir(os.path.join(parts.folder, store.ITEMS)) == []
 
 
 def test_read_only(tmp_path):

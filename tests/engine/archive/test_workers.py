@@ -90,6 +90,56 @@ def test_another_config(run, write_manifest, record, capfd):
     assert run(manifest, other) == {}
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_system_that_hangs(run, write_manifest, record, tmp_path, workers):
+    """From the first item on."""
+    manifest = write_manifest({"hang": "read_hangs", "a": "a", "b": "b"})
+    assert run(manifest, timeout=4.0, workers=workers) == {"done": 2, "error": 1}
+    error = record("hang")["error"]
+    assert error["class"] == "ReadTimeout"
+    assert f"{tmp_path}/read_hangs: not read within 4 s" in error["message"]
+
+
+def test_odd_ids(run, write_manifest, record):
+    names = ("lock", "items", "old", "a.old", "%", "a/b", "..", "ü", "con.", " x")
+    assert run(write_manifest({name.strip(): "a" for name in names})) == {"done": len(names)}
+    assert all(record(name.strip()) for name in names)
+
+
+def test_a_process_that_is_bad_itself(run, write_manifest):
+    """Such as one with a GPU that is broken: what it has had is done by another one."""
+    counts = run(write_manifest({str(i): "slow" for i in range(12)}), Stub(broken="first"), workers=2)
+    assert counts == {"done": 12}
+
+
+def test_messages_that_are_no_text(run, write_manifest, record):
+    assert run(write_manifest({"a": "odd_message"})) == {"error": 1}
+    record("a")["error"]["message"].encode()
+
+
+def test_two_do_the_same(run, write_manifest, tmp_path, monkeypatch):
+    """Another one puts its folder in the place at the last moment."""
+    from a3d_det2.engine.archive.store import Store
+
+    mine, other = Store(str(tmp_path), "run").begin(), Store(str(tmp_path), "run").begin()
+    rename, times = os.rename, []
+
+    def beaten(source, target):
+        if source.startswith(mine.folder) and target == mine.store.path("a") and len(times) < 3:
+            times.append(1)
+            with other.writing("a"):
+                pass
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", beaten)
+    with mine.writing("a") as (_, entry):
+        entry["mine"] = True
+    assert len(times) == 3
+    assert mine.store.record("a")["mine"]
+    mine.close()
+    other.close()
+
+
 def test_several_readers(run, write_manifest):
     assert run(write_manifest({str(i): "a" for i in range(20)}), readers=3, workers=2) == {"done": 20}
 
@@ -119,7 +169,7 @@ def test_no_model(run, write_manifest):
 
 def test_deaths_without_end(run, write_manifest, monkeypatch):
     monkeypatch.setattr(local, "MOST_DEATHS_IN_A_ROW", 3)
-    with pytest.raises(Mistake, match="3 processes ended one after the other, and no item was done"):
+    with pytest.raises(Mistake, match="3 processes with the number 0 ended one after the other"):
         run(write_manifest({"1": "dies", "2": "dies", "3": "dies", "4": "dies"}))
 
 
