@@ -31,11 +31,15 @@ REPO = Path(__file__).resolve().parents[1]
 BACKWARD = 2 / 3  # of a step
 BUCKET = 25e6  # bytes that torch's DistributedDataParallel sends at once
 GPUS_OF_A_MACHINE = 8
-# Bytes a second of one direction, for each GPU, as their makers publish them.
+NVLINK = "NVLink 4 (H100), one machine"
+# Bytes a second of one direction, as their makers publish them: between GPUs, or out of a machine, which a ring leaves
+# once.
 LINKS = {
-    "NVLink 4 (H100) in the machine": 450e9,
-    "400 Gb/s InfiniBand for each GPU": 50e9,
-    "100 Gb/s Ethernet for the machine": 12.5e9 / GPUS_OF_A_MACHINE,
+    NVLINK: 450e9,
+    "8 x 400 Gb/s InfiniBand of a machine": 400e9,
+    "400 Gb/s InfiniBand of a machine": 50e9,
+    "100 Gb/s Ethernet of a machine": 12.5e9,
+    "25 Gb/s Ethernet of a machine": 3.125e9,
 }
 GPUS = (8, 16, 32, 64)
 
@@ -62,12 +66,8 @@ def compute(args: argparse.Namespace) -> None:
     rows = []
     for name, link in LINKS.items():
         for seconds in args.step_seconds:
-            of = [
-                efficiency(seconds, 4 * count, gpus, link)
-                if gpus <= GPUS_OF_A_MACHINE or "in the machine" not in name
-                else None
-                for gpus in GPUS
-            ]
+            fits = [(gpus <= GPUS_OF_A_MACHINE) == (name == NVLINK) for gpus in GPUS]
+            of = [efficiency(seconds, 4 * count, n, link) if fit else None for n, fit in zip(GPUS, fits, strict=True)]
             rows.append([name, seconds, *(f"{value:.1%}" if value else "-" for value in of)])
     print(f"{count / 1e6:.1f} million parameters, {4 * count / 1e6:.0f} MB of gradients. Computed, not measured:\n")
     print(tabulate(rows, ["slowest link", "s of a step", *(f"{gpus} GPUs" for gpus in GPUS)], "github"))

@@ -5,9 +5,11 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from uuid import uuid4
 
 from fvcore.common.config import CfgNode
 from torch import distributed, nn
@@ -53,21 +55,46 @@ def process_timeout(cfg: CfgNode) -> timedelta:
     return timedelta(seconds=cfg.SOLVER.PROCESS_TIMEOUT)
 
 
-def restarts() -> int:
-    """How often torchrun has started the processes of this training again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 def join_processes(device_type: str, timeout: timedelta) -> None:
     """Join the other processes that torchrun has started: by NCCL on GPUs, and else by gloo.
 
-    Each restart has its own part of torchrun's store. In it are the addresses at which the processes wait for each
-    other, and with torch 2.14 whoever was first after a restart found those of the processes that had been killed.
+    Raises:
+        TimeoutError: if they do not come.
     """
     store, rank, world_size = next(distributed.rendezvous("env://", timeout=timeout))
-    store = distributed.PrefixStore(f"restart_{restarts()}", store)
+    store = distributed.PrefixStore(_agree(store, rank, world_size, timeout.total_seconds()), store)
     backend = "nccl" if device_type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def _agree(store: distributed.Store, rank: int, world_size: int, timeout: float) -> str:
+    """Find a name that the processes of this start have, and those of no other.
+
+    torchrun's store lives through restarts, and has the addresses at which processes wait for each other: with torch
+    2.14 whoever comes first after a restart finds those of processes that were killed. Nothing in the environment
+    tells one start from another, as machines count restarts differently. So each process says hello by a name of its
+    own, the first one proposes all that it has heard, and again when it hears another one, until each has agreed to a
+    proposal with its own name.
+    """
+    mine, end = uuid4().hex, time.monotonic() + timeout
+    store.set(f"hello_{rank}", mine)
+    while time.monotonic() < end:
+        if rank == 0:
+            names = [store.get(f"hello_{other}").decode() for other in range(world_size)]
+            store.set("proposal", ",".join(names))
+            agreed = "_".join([mine, *names[1:]])
+            if all(store.check([f"{agreed}_{name}"]) for name in names[1:]):
+                store.set(agreed, "")
+                return agreed
+        else:
+            names = store.get("proposal").decode().split(",")
+            agreed = "_".join(names)
+            if rank < len(names) and names[rank] == mine:
+                store.set(f"{agreed}_{mine}", "")
+                if store.check([agreed]):
+                    return agreed
+        time.sleep(0.05)
+    raise TimeoutError(f"Not all of {world_size} processes have come within {timeout:g} s.")
 
 
 def goes_on(resume: bool, output_dir: str) -> bool:
