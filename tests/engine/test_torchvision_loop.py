@@ -226,7 +226,7 @@ def test_two_steps_by_hand(cfg, monkeypatch, amp, clip):
 def test_a_loss_that_is_not_finite(cfg):
     model = Recorder(loss=float("nan"))
     checkpointer = torchvision_loop.StrictCheckpointer(model)
-    with pytest.raises(FloatingPointError, match="The loss is nan in iteration 1"):
+    with pytest.raises(FloatingPointError, match="Iteration 1, with the images .*: The loss is nan"):
         torchvision_loop.train(cfg(), model, torch.device("cpu"), checkpointer, False, 0)
 
 

@@ -1,5 +1,6 @@
 """A real prediction of many volumes that is killed at random and started again ends as if nothing had been."""
 
+import csv
 import importlib.util
 import os
 import random
@@ -143,8 +144,8 @@ def test_ten_bad_volumes_are_ten_errors_by_name(archive, tmp_path, kind):
     command += ["--output", tmp_path / "out", "--table", tmp_path / "lesions.csv"]
     merged = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert merged.returncode == 0, merged.stderr
-    lines = (tmp_path / "lesions.items.csv").read_text().splitlines()
-    errors = {line.split(",")[0]: line.split(",")[3] for line in lines if ",error," in line}
+    rows = csv.DictReader((tmp_path / "lesions.items.csv").open())
+    errors = {row["volume"]: row["error"] for row in rows if row["status"] == "error"}
     assert errors.keys() == bad.keys()
     assert errors["bad9"] == "FileNotFoundError"
     assert set(errors.values()) == {"FileNotFoundError", "UnreadableVolume"}
