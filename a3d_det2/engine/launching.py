@@ -20,10 +20,10 @@ from ..data import deeplesion
 from ..data.deeplesion import datasets_root, named_splits
 from ..files import is_url
 from ..model_zoo import find_config_file
-from .common import goes_on, join_processes, process_timeout
 from .config_check import Start, check_config, merge_config
 from .detectron2_rules import detectron2_checks, detectron2_rules
 from .mistakes import DATA_FAULTS, TRAINING_FAULTS, Mistake, exit_on_mistakes, mistakes
+from .torchrun import goes_on, join_processes, process_timeout
 from .trainer import Trainer
 
 

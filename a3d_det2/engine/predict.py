@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import sys
-import warnings
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ from .config_check import Start, check_prediction
 from .mistakes import Mistake, exit_on_mistakes, mistakes
 from .prediction_options import add_prediction_options, check_prediction_options
 from .predictor import LesionPredictor
+from .quiet import hide_patient_names
 
 if TYPE_CHECKING:  # it needs highdicom
     from ..volumes.dicom_results import DicomResults
@@ -69,9 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    for library in ("pydicom", "highdicom"):  # they quote names of patients
-        warnings.filterwarnings("ignore", module=library)
-        logging.getLogger(library).setLevel(logging.ERROR)
+    hide_patient_names()
     with exit_on_mistakes():
         with mistakes(kinds=(OSError, ValueError, ImportError)):
             sources = list_volumes(args.input, args.spacing)

@@ -7,7 +7,7 @@ from ..volumes.linking import SCORES, LinkingRule
 from ..volumes.writing import OUTPUTS
 from .command import ENGINES
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_prediction_options(parser: argparse.ArgumentParser) -> None:

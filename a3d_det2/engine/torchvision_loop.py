@@ -32,19 +32,11 @@ from ..evaluation.evaluation_files import evaluate_results
 from ..model_zoo import find_config_file, get_config_file
 from ..modeling.torchvision_rcnn import build_lesion_rcnn
 from ..segmentation import encode_mask
-from .common import (
-    broadcast_buffers,
-    check_loss,
-    goes_on,
-    inference_folder,
-    join_processes,
-    naming_the_batch,
-    process_timeout,
-    whole_number,
-)
+from .common import broadcast_buffers, check_loss, inference_folder, naming_the_batch, whole_number
 from .config_check import Start, check_config, merge_config
 from .config_rules import Allowed
 from .mistakes import TRAINING_FAULTS, exit_on_mistakes, mistakes
+from .torchrun import goes_on, join_processes, process_timeout
 
 DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone
     "MODEL": {"DEVICE": "cuda"},

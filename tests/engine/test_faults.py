@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from a3d_det2.checkpoint.strict import StrictCheckpointer, UnreadableWeights
-from a3d_det2.engine.common import check_loss, goes_on, naming_the_batch
+from a3d_det2.engine.common import check_loss, naming_the_batch
+from a3d_det2.engine.torchrun import goes_on
 from tests.damage import truncate
 
 SHORT = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "0"]

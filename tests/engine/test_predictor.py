@@ -7,6 +7,7 @@ import torch
 from a3d_det2.checkpoint.strict import StrictCheckpointer
 from a3d_det2.data.deeplesion import load_deeplesion
 from a3d_det2.data.torch_dataset import build_lesion_dataset
+from a3d_det2.engine import prediction_options, predictor
 from a3d_det2.engine.predictor import LesionPredictor
 from a3d_det2.model_zoo import get_config_file
 from a3d_det2.volumes import read_volume
@@ -120,3 +121,8 @@ def test_options_that_cannot_be(engine, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="Expected the device 'cpu', as torch finds no CUDA here, got 'cuda'"):
             LesionPredictor(cfg, device="cuda")
+
+
+def test_dtypes_of_the_command_line():
+    """They are named where no torch is loaded."""
+    assert tuple(predictor.DTYPES) == prediction_options.DTYPES

@@ -8,7 +8,9 @@
     prediction   what is done with an item: read, predict, write
     local        such processes on this machine
     ray_pool     such processes as actors of Ray
-    merging      the results as one table
+    pending      which items are left to do
+    running      all of it, with a bar
+    merging      the results as two tables
     commands     a3d-archive
 
 What runs the processes imports no torch: it holds no model and no volume.

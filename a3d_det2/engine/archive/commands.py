@@ -13,12 +13,12 @@ For research, not a medical device.
 import argparse
 import logging
 import sys
-import warnings
 
 from ...files import printable
 from ...threads import available_cores
 from ..mistakes import Mistake, exit_on_mistakes, mistakes
 from ..prediction_options import add_prediction_options, check_prediction_options
+from ..quiet import hide_patient_names
 from .manifest import Shard, write_manifest
 from .merging import merge
 from .prediction import Prediction
@@ -35,9 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    for library in ("pydicom", "highdicom"):  # they quote names of patients
-        warnings.filterwarnings("ignore", module=library)
-        logging.getLogger(library).setLevel(logging.ERROR)
+    hide_patient_names()
     with exit_on_mistakes(), mistakes(kinds=(OSError, ValueError, ImportError)):
         args.run(args)
 

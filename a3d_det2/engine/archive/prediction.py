@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from ...volumes.reading import read_volume
 from ...volumes.volume import Volume
 from ...volumes.writing import OUTPUTS
+from ..quiet import hide_patient_names
 from .manifest import Item
 from .store import output_errors
 
@@ -25,6 +26,7 @@ class Prediction:
         self.args = args
 
     def read(self, item: Item) -> Volume:
+        hide_patient_names()  # in the process that reads, which is another one
         return read_volume(item.path, item.series or None)
 
     def wants_gpu(self) -> bool:
@@ -33,6 +35,7 @@ class Prediction:
     def build(self, index: int) -> "VolumeProcessor":
         import torch
 
+        hide_patient_names()
         if torch.cuda.is_available():
             torch.cuda.set_device(index % torch.cuda.device_count())
         with ExitStack() as stack:

@@ -17,8 +17,6 @@ from .manifest import Item
 ALIGNMENT = 64  # bytes; of arrays in shared memory
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SPAWN = multiprocessing.get_context("spawn")  # a fork would have locks of threads that it does not have
-
-
 PROCESS_DIED, TIMEOUT = "ProcessDied", "ReadTimeout"
 
 

@@ -12,6 +12,7 @@ from ...data.workers import start_worker
 from ...volumes.dicom import list_series
 from ...volumes.reading import list_volumes
 from ...volumes.search import search
+from ..quiet import hide_patient_names
 from .manifest import Item, item_problem
 from .reading import SPAWN
 
@@ -74,6 +75,7 @@ def scan(root: str, workers: int = 1) -> Scan:
 
 def scan_folder(folder: str, deep: bool = False) -> list[Found]:
     """The volumes in a folder, without those in folders below unless ``deep``."""
+    hide_patient_names()
     return [Found(one.path, one.uid, one.name, one.problem) for one in list_volumes(folder, deep=deep)]
 
 

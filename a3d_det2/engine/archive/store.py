@@ -31,6 +31,7 @@ RECORD, RUN, LOCK, ITEMS, OLD = "item.json", ARCHIVE, "lock", "items", "old"
 EVERYTHING = "1-of-1"  # the shard that is the whole archive
 TRIES = 10  # to put a folder in its place, beside somebody who does the same
 DONE, ERROR = "done", "error"
+ERROR_KEYS = {"class": str, "message": str, "attempt": int}
 
 
 class OutputError(OSError):
@@ -98,9 +99,6 @@ def read_record(output: str, item_id: str) -> dict | None:
     ):
         return record
     return None
-
-
-ERROR_KEYS = {"class": str, "message": str, "attempt": int}
 
 
 def write_run(output: str, run: str, how: dict) -> dict | None:
