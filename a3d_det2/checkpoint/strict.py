@@ -4,6 +4,7 @@ import errno
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from .formats import FORMATS, NOTHING, Format
 from .unpickling import read_pickle
 
 SAVED = "checkpoints.txt"  # beside last_checkpoint: the checkpoints of the same training, in order
+_PART = re.compile(rf"(.+\.pth|{re.escape(SAVED)}|last_checkpoint)\.\d+\.part")  # see replacing()
 
 
 class UnreadableWeights(ValueError):
@@ -29,7 +31,8 @@ class StrictCheckpointer(Checkpointer):
     3. raises when weights do not fit, instead of logging it,
     4. raises when a training is to be resumed from a checkpoint without its optimizer or the like,
     5. puts each file under its name only when it is complete,
-    6. resumes from the checkpoint before the last one where that is damaged, and says so,
+    6. resumes from the checkpoint before the last one where that is damaged, and says so; what a training that was
+       killed had not finished writing is removed then,
     7. saves no weights that are NaN or infinite.
 
     Attributes:
@@ -78,6 +81,8 @@ class StrictCheckpointer(Checkpointer):
         Raises:
             FileNotFoundError, ValueError: see :meth:`load`; and if none of the checkpoints can be read.
         """
+        if resume and self.save_dir and self.save_to_disk:
+            self._remove_parts()
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=False)
         last = self.get_checkpoint_file()
@@ -95,6 +100,13 @@ class StrictCheckpointer(Checkpointer):
                 self.logger.warning(f"Going on from {candidate}, as what came after it cannot be read:\n  {damaged}")
             return loaded
         raise problems[0]
+
+    def _remove_parts(self) -> None:
+        """Or a training that is killed often would fill the disk. Nobody else writes checkpoints into this folder."""
+        with suppress(FileNotFoundError), os.scandir(self.save_dir) as entries:
+            for entry in entries:
+                if _PART.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    os.remove(entry.path)
 
     def _read_saved(self, last: str) -> list[str]:
         """The checkpoints of the training that has written ``last``, up to that one; only it where nobody knows."""
