@@ -1,4 +1,4 @@
-"""A disk of a few hundred kB that really is full, to be mounted by root: what becomes of files that are written there."""
+"""A disk of 600 kB that really is full, mounted by root: what becomes of files that are written there."""
 
 import os
 import subprocess
@@ -20,7 +20,8 @@ from a3d_det2.engine.mistakes import Mistake
 def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", folder], capture_output=True, text=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", folder]
+    mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"no disk can be mounted: {mounted.stderr.strip()}")
     yield folder
