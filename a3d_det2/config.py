@@ -85,6 +85,13 @@ def add_a3d_config(cfg: CfgNode) -> None:
     # float16 on CUDA and bfloat16 on the CPU.
     _C.SOLVER.AMP.DTYPE = ""
 
+    # Do the batch of a process in so many parts, one after the other: with the memory of one part and the gradients of
+    # all of it. Batch norm sees a part as its batch.
+    _C.SOLVER.ACCUMULATION = 1
+    # Above 0: the weights are also averaged, in each iteration EMA_DECAY of the average and the rest of the new ones.
+    # The average is tested and saved beside the weights, in OUTPUT_DIR/ema.
+    _C.SOLVER.EMA_DECAY = 0.0
+
     # Distance in mm between the slices the model sees; series are resampled to it.
     _C.INPUT.SLICE_INTERVAL = 2.0
     # "linear" resamples every series; "thin" only those with slices closer than SLICE_INTERVAL, and leaves the rest to
@@ -96,6 +103,9 @@ def add_a3d_config(cfg: CfgNode) -> None:
     _C.INPUT.UNREADABLE_KEY_SLICE = "error"
     # HU range mapped linearly to [-50, 205]; values outside are clipped.
     _C.INPUT.HU_WINDOW = (-1024.0, 2050.0)
+    # Windows, [low, high] in HU, within HU_WINDOW, that the network gets of each slice as channels, mapped alike. Three
+    # take the place of the colours, so that all of ImageNet's first layer is used. Empty: one channel, HU_WINDOW.
+    _C.INPUT.HU_WINDOWS = []
     # Joint random shift, scale and rotation about the image centre, in training.
     _C.INPUT.AFFINE = CN()
     # Probability that a sample is transformed at all.

@@ -201,6 +201,7 @@ class StrictCheckpointer(Checkpointer):
             if value.is_floating_point() and not value.isfinite().all():
                 raise FloatingPointError(f"{path} is not written: {key} is NaN or infinite.")
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        os.makedirs(self.save_dir, exist_ok=True)
         with replacing(path) as part:
             try:
                 torch.save({"model": weights, **states, **kwargs}, part)

@@ -1,7 +1,7 @@
 """Whether a config can work, before any data is read: the same for every engine."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain
@@ -139,9 +139,26 @@ def _shapes(cfg: CfgNode, start: Start) -> Iterator[str]:
         yield f"MODEL.PIXEL_STD: expected as many entries as MODEL.PIXEL_MEAN has, {len(mean)}, got {std!r}."
     if cfg.MODEL.BACKBONE.NAME.startswith("build_a3d") and not cfg.MODEL.FPN.IN_FEATURES:
         yield f"MODEL.FPN.IN_FEATURES: expected one output of the trunk or more, got {cfg.MODEL.FPN.IN_FEATURES!r}."
+    if windows := cfg.INPUT.HU_WINDOWS:
+        yield from _windows(cfg, windows)
     box = cfg.MODEL.ROI_BOX_HEAD
     if box.NAME == "FastRCNNConvFCHead" and box.NUM_FC + box.get("NUM_CONV", 0) == 0:
         yield f"MODEL.ROI_BOX_HEAD.NUM_FC: expected a head of one layer or more, got {box.NUM_FC}."
+
+
+def _windows(cfg: CfgNode, windows: Sequence[tuple[float, float]]) -> Iterator[str]:
+    lowest, highest = cfg.INPUT.HU_WINDOW
+    for low, high in windows:
+        if not lowest <= low < high <= highest:
+            yield f"INPUT.HU_WINDOWS: expected windows within INPUT.HU_WINDOW, {lowest, highest}, got {low, high}."
+    for key, value in (("PIXEL_MEAN", 0), ("PIXEL_STD", 1)):
+        if list(cfg.MODEL[key]) != [value]:
+            yield f"MODEL.{key}: expected [{value:.1f}] with INPUT.HU_WINDOWS, got {cfg.MODEL[key]!r}."
+    if not cfg.MODEL.BACKBONE.NAME.startswith("build_a3d"):
+        yield (
+            "INPUT.HU_WINDOWS: expected none with a backbone that is not of the kind build_a3d_..., got them with "
+            f"{cfg.MODEL.BACKBONE.NAME!r}."
+        )
 
 
 def _anchors(cfg: CfgNode, start: Start) -> Iterator[str]:
@@ -179,6 +196,11 @@ def _batch(cfg: CfgNode, start: Start) -> Iterator[str]:
     count, share = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.get("REFERENCE_WORLD_SIZE") or max(start.processes, 1)
     if count % share:
         yield f"SOLVER.IMS_PER_BATCH: expected a multiple of the number of processes, {share}, got {count}."
+    elif (count // share) % cfg.SOLVER.ACCUMULATION:
+        yield (
+            f"SOLVER.ACCUMULATION: expected a divisor of the images of a process, {count // share}, got "
+            f"{cfg.SOLVER.ACCUMULATION}."
+        )
 
 
 def _device(cfg: CfgNode, start: Start) -> Iterator[str]:

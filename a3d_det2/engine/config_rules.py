@@ -67,6 +67,10 @@ NAME = Allowed("a name", lambda value: isinstance(value, str) and value != "")
 POOLER = one_of("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated")
 POSITIVE = number(0, above=True)
 PROBABILITY = number(0, 1)
+WINDOW = Allowed(
+    "two numbers, the lower one first",
+    lambda value: several(ANY_NUMBER).holds(value) and len(value) == 2 and value[0] < value[1],
+)
 SIDE = whole(0, 32767)  # px; 0 keeps the size, and OpenCV warps nothing larger
 
 RULES = {
@@ -86,10 +90,8 @@ RULES = {
     "INPUT.HU_JITTER.GAIN": FRACTION,
     "INPUT.HU_JITTER.OFFSET": number(0),
     "INPUT.HU_JITTER.PROB": PROBABILITY,
-    "INPUT.HU_WINDOW": Allowed(
-        "two numbers, the lower one first",
-        lambda value: several(ANY_NUMBER).holds(value) and len(value) == 2 and value[0] < value[1],
-    ),
+    "INPUT.HU_WINDOW": WINDOW,
+    "INPUT.HU_WINDOWS": several(WINDOW, least=0),
     "INPUT.MASK_FORMAT": one_of("bitmask", "polygon"),
     "INPUT.MAX_SIZE_TEST": COUNT,
     "INPUT.MAX_SIZE_TRAIN": COUNT,
@@ -154,11 +156,13 @@ RULES = {
     "SEED": Allowed(
         "a whole number from 0 to 2147483647, or -1 for another seed each time", whole(-1, 2**31 - 1).holds
     ),
+    "SOLVER.ACCUMULATION": COUNT,
     "SOLVER.AMP.DTYPE": one_of(*AMP_DTYPES, ""),
     "SOLVER.BASE_LR": POSITIVE,
     "SOLVER.CHECKPOINT_PERIOD": COUNT,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("norm", "value", "full_model"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+    "SOLVER.EMA_DECAY": FRACTION,
     "SOLVER.GAMMA": POSITIVE,
     "SOLVER.IMS_PER_BATCH": COUNT,
     "SOLVER.MAX_ITER": COUNT,

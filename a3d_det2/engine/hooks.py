@@ -6,6 +6,7 @@ import os
 
 import torch
 from detectron2.engine import HookBase
+from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint.detectron2 import LesionCheckpointer
 
@@ -59,3 +60,18 @@ class BestCheckpointer(HookBase):
             self._best = value
             self._checkpointer.save("model_best", tag=False, iteration=iteration, **{self._metric: value})
         self._logger.info(f"{self._metric} = {value:.4f} at iteration {iteration}; the best so far is {self._best:.4f}")
+
+
+class WeightAverage(HookBase):
+    """Take the weights of each iteration into an average; to stand before what saves and tests it.
+
+    Args:
+        averaged: the average.
+        model: whose weights they are, without ``DistributedDataParallel``.
+    """
+
+    def __init__(self, averaged: AveragedModel, model: torch.nn.Module):
+        self._averaged, self._model = averaged, model
+
+    def after_step(self) -> None:
+        self._averaged.update_parameters(self._model)

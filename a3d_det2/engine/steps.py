@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from detectron2.engine import AMPTrainer, SimpleTrainer
 
+from .accumulation import AccumulatingModel
 from .common import check_loss, naming_the_batch
 
 
@@ -26,13 +27,21 @@ class Remembered:
 class _ChecksLoss:
     """Part of a step: each process looks at the loss of its own batch, whose files it knows.
 
+    Args:
+        model, data_loader, optimizer, options: as of Detectron2's.
+        accumulation: in how many parts a batch is done, see :class:`.AccumulatingModel`.
+
     Attributes:
         has_diverged: whether it has stopped.
     """
 
     has_diverged = False
 
-    def __init__(self, model, data_loader, optimizer, **options):
+    def __init__(self, model, data_loader, optimizer, *, accumulation: int = 1, **options):
+        if accumulation > 1:
+            scaler = options.get("grad_scaler")
+            model = AccumulatingModel(model, accumulation, *([scaler.scale] if scaler else []))
+            options["zero_grad_before_forward"] = True  # a backward is a part of its forward
         super().__init__(model, Remembered(data_loader), optimizer, **options)
 
     def run_step(self):

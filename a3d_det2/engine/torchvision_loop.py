@@ -11,6 +11,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from ..evaluation.evaluation_files import evaluate_results
 from ..model_zoo import find_config_file, get_config_file
 from ..modeling.torchvision_rcnn import build_lesion_rcnn
 from ..segmentation import encode_mask
+from .accumulation import losses_in_parts
+from .averaging import EMA, averaged_model, in_ema_folder
 from .common import broadcast_buffers, check_loss, inference_folder, naming_the_batch, whole_number
 from .config_check import Start, check_config, merge_config
 from .config_rules import Allowed
@@ -155,6 +158,9 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
     scaler = torch.amp.GradScaler(device.type, enabled=solver.AMP.ENABLED and dtype == torch.float16)
     checkpointer.add_checkpointable("optimizer", optimizer)
     checkpointer.add_checkpointable("scaler", scaler)
+    averaged = averaged_model(cfg, model)
+    if averaged:
+        checkpointer.add_checkpointable(EMA, averaged)
     resume = resume and checkpointer.has_checkpoint()
     loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     start = 0
@@ -165,6 +171,17 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
     records = [record for name in cfg.DATASETS.TRAIN for record in load_named(name)]
     share = range(start * batch_size + rank(), solver.MAX_ITER * batch_size, world)
     loader = build_loader(cfg, records, share, batch_size // world, is_train=True, seed=seed)
+    losses_of = partial(forward, parallel, device=device)
+    if averaged:
+        ema_cfg = in_ema_folder(cfg)
+        ema_checkpointer = StrictCheckpointer(averaged.module, ema_cfg.OUTPUT_DIR, save_to_disk=rank() == 0)
+
+    def test() -> dict[str, float]:
+        metrics = evaluate(cfg, model, device)
+        if averaged:
+            metrics |= {f"{EMA}/{key}": value for key, value in evaluate(ema_cfg, averaged.module, device).items()}
+        return metrics
+
     model.train()
     # Closed also after an error, since its thread ends with the process and takes what it has not written with it.
     with SummaryWriter(cfg.OUTPUT_DIR, purge_step=start + 1) if rank() == 0 else nullcontext() as writer:
@@ -173,27 +190,32 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
             # A resumed training draws the same regions.
             torch.manual_seed(int(np.random.SeedSequence([seed, done, rank()]).generate_state(1)[0]))
             optimizer.param_groups[0]["lr"] = learning_rate(solver, done - 1)
+            optimizer.zero_grad()
             with naming_the_batch(done, lambda batch=batch: [item[-1] for item in batch]):
                 with torch.autocast(device.type, dtype, solver.AMP.ENABLED):
-                    losses = forward(parallel, batch, device)
+                    losses = losses_in_parts(parallel, batch, solver.ACCUMULATION, losses_of, scaler.scale)
                     loss = sum(losses.values())
                 check_loss(dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True)))
-            optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             if clips_full_model(cfg):
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip.CLIP_VALUE)
             scaler.step(optimizer)
             scaler.update()
+            if averaged:
+                averaged.update_parameters(model)
             if done % 20 == 0:
                 write_scalars(writer, done, {**losses, "total_loss": loss, "lr": optimizer.param_groups[0]["lr"]})
                 progress.set_postfix_str(f"loss: {loss:.3f}")
             last = done == solver.MAX_ITER
             if last or done % solver.CHECKPOINT_PERIOD == 0:
-                checkpointer.save("model_final" if last else f"model_{done - 1:07d}", iteration=done - 1, seed=seed)
+                name = "model_final" if last else f"model_{done - 1:07d}"
+                checkpointer.save(name, iteration=done - 1, seed=seed)
+                if averaged:
+                    ema_checkpointer.save(name, iteration=done - 1)
             if not last and cfg.TEST.EVAL_PERIOD and done % cfg.TEST.EVAL_PERIOD == 0:
-                write_scalars(writer, done, evaluate(cfg, model, device))
-        write_scalars(writer, solver.MAX_ITER, evaluate(cfg, model, device))  # also of a training that had ended before
+                write_scalars(writer, done, test())
+        write_scalars(writer, solver.MAX_ITER, test())  # also of a training that had ended before
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,7 +4,7 @@ import weakref
 
 import torch
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
 
@@ -13,8 +13,9 @@ from ..checkpoint.detectron2 import LesionCheckpointer
 from ..config import amp_dtype, clips_full_model
 from ..data.loaders import build_lesion_test_loader, build_lesion_train_loader
 from ..evaluation.deeplesion_evaluation import DeepLesionEvaluator
+from .averaging import EMA, averaged_model, in_ema_folder
 from .common import broadcast_buffers, inference_folder, whole_number
-from .hooks import BestCheckpointer
+from .hooks import BestCheckpointer, WeightAverage
 from .steps import AMPStep, Step
 
 
@@ -32,7 +33,9 @@ class Trainer(DefaultTrainer):
         ddp_model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         self._trainer = self.build_step(cfg, ddp_model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self))
+        self.averaged = averaged_model(cfg, model)
+        checkpointables = {"trainer": weakref.proxy(self)} | ({EMA: self.averaged} if self.averaged else {})
+        self.checkpointer = self.build_checkpointer(cfg, model, **checkpointables)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -45,11 +48,12 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: if SOLVER.AMP.DTYPE is unknown.
         """
+        parts = cfg.SOLVER.ACCUMULATION
         if not cfg.SOLVER.AMP.ENABLED:
-            return Step(model, data_loader, optimizer)
+            return Step(model, data_loader, optimizer, accumulation=parts)
         dtype = amp_dtype(cfg, "cuda")  # AMPTrainer knows no other device
         scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-        return AMPStep(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype)
+        return AMPStep(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype, accumulation=parts)
 
     def after_train(self):
         # It is called after an exception too: what has diverged is not evaluated, and is never the best.
@@ -58,11 +62,25 @@ class Trainer(DefaultTrainer):
         super().after_train()
 
     def build_hooks(self):
-        hooks = super().build_hooks()
-        if comm.is_main_process() and self.cfg.DATASETS.TEST:
-            # Between the evaluation and the writers, which stand last.
-            hooks.insert(-1, BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best_metric(self.cfg)))
+        hooks, cfg = super().build_hooks(), self.cfg
+        after = next(i for i, hook in enumerate(hooks, start=1) if isinstance(hook, EvalHook))
+        hooks[after:after] = self._best_checkpointers(self.checkpointer, best_metric(cfg))
+        if self.averaged:
+            cfg, model = in_ema_folder(cfg), self.averaged.module
+            checkpointer = self.build_checkpointer(cfg, model)
+            hooks[after:after] = [
+                *([PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)] if comm.is_main_process() else []),
+                EvalHook(cfg.TEST.EVAL_PERIOD, lambda: {EMA: self.test(cfg, model)}),
+                *self._best_checkpointers(checkpointer, f"{EMA}/{best_metric(cfg)}"),
+            ]
+            hooks.insert(0, WeightAverage(self.averaged, self.checkpointer.model))  # before it is saved and tested
         return hooks
+
+    def _best_checkpointers(self, checkpointer, metric: str) -> list[BestCheckpointer]:
+        """One, to stand after a test; none where there is nothing to test, or another process does it."""
+        if not (comm.is_main_process() and self.cfg.DATASETS.TEST):
+            return []
+        return [BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, checkpointer, metric)]
 
     @classmethod
     def build_checkpointer(cls, cfg, model, **checkpointables) -> LesionCheckpointer:

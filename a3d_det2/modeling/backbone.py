@@ -11,7 +11,7 @@ from torch import nn
 
 from ..layers import convert_to_3d
 from ..layers.convert import keep_norm_and_activation
-from .build import build_squeezed_densenet, checked_num_slices, operator_options
+from .build import build_squeezed_densenet, checked_num_slices, input_channels, operator_options, window_channels
 from .fused_neck import FusedTrunk
 from .squeeze import SqueezedTrunk, StackedTrunk
 
@@ -118,7 +118,7 @@ def build_a3d_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
 def _convert_resnet(cfg, input_shape: ShapeSpec) -> SliceBackbone:
     num_slices = checked_num_slices(cfg)
-    resnet = build_resnet_backbone(cfg, input_shape)
+    resnet = build_resnet_backbone(cfg, ShapeSpec(channels=input_channels(cfg)))
     trunk = convert_to_3d(
         resnet,
         cfg.MODEL.A3D.OPERATOR,
@@ -130,9 +130,8 @@ def _convert_resnet(cfg, input_shape: ShapeSpec) -> SliceBackbone:
     shapes = resnet.output_shape()
     channels = {name: shape.channels for name, shape in shapes.items()}
     strides = {name: shape.stride for name, shape in shapes.items()}
-    return SliceBackbone(
-        trunk, num_slices, channels, strides, cfg.MODEL.FPN.IN_FEATURES, squeeze_init=cfg.MODEL.A3D.SQUEEZE_INIT
-    )
+    options = {"squeeze_init": cfg.MODEL.A3D.SQUEEZE_INIT, "windows": window_channels(cfg)}
+    return SliceBackbone(trunk, num_slices, channels, strides, cfg.MODEL.FPN.IN_FEATURES, **options)
 
 
 def _p6_p7(cfg, bottom_up: SliceBackbone) -> LastLevelP6P7:

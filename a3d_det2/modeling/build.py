@@ -7,6 +7,7 @@ from torch import distributed
 
 from .densenet import DenseNet3D
 from .squeeze import SqueezedTrunk, StackedTrunk
+from .windows import WindowChannels
 
 
 def build_squeezed_densenet(
@@ -23,14 +24,20 @@ def build_squeezed_densenet(
 
     Raises:
         ValueError: if NUM_SLICES is even, PIXEL_MEAN has not one entry, OPERATOR, NORM or CHECKPOINTING is unknown,
-            THICKNESS_AWARE is set for another operator than a3d, or both COMPILE and CHECKPOINTING are set.
+            THICKNESS_AWARE is set for another operator than a3d, both COMPILE and CHECKPOINTING are set, or HU_WINDOWS
+            with a :class:`.StackedTrunk` or not within HU_WINDOW.
     """
-    num_slices = checked_num_slices(cfg)
+    num_slices, windows = checked_num_slices(cfg), window_channels(cfg)
     is_2d = issubclass(squeezed, StackedTrunk)
     if cfg.MODEL.A3D.COMPILE and cfg.MODEL.A3D.CHECKPOINTING:
         raise ValueError(
             "Expected MODEL.A3D.COMPILE or MODEL.A3D.CHECKPOINTING, not both: torch.compile itself decides what to "
             f"keep for the backward. Got CHECKPOINTING {cfg.MODEL.A3D.CHECKPOINTING!r} with COMPILE True!"
+        )
+    if is_2d and windows:
+        raise ValueError(
+            "INPUT.HU_WINDOWS are channels of each slice; a network that has the slices as its channels takes none. "
+            f"Got {cfg.INPUT.HU_WINDOWS!r}!"
         )
     trunk = DenseNet3D(
         "none" if is_2d else cfg.MODEL.A3D.OPERATOR,
@@ -41,7 +48,7 @@ def build_squeezed_densenet(
         bn_size=cfg.MODEL.A3D.BN_SIZE,
         norm=_usable_norm(cfg),
         checkpointing=cfg.MODEL.A3D.CHECKPOINTING,
-        in_channels=num_slices if is_2d else 1,
+        in_channels=num_slices if is_2d else input_channels(cfg),
         **({} if is_2d else operator_options(cfg)),
     )
     if cfg.MODEL.A3D.COMPILE:
@@ -53,7 +60,22 @@ def build_squeezed_densenet(
         trunk.out_strides,
         out_features,
         squeeze_init=cfg.MODEL.A3D.SQUEEZE_INIT,
+        windows=windows,
     )
+
+
+def input_channels(cfg) -> int:
+    """How many channels a slice has."""
+    return len(cfg.INPUT.HU_WINDOWS) or 1
+
+
+def window_channels(cfg) -> WindowChannels | None:
+    """What makes these channels; None for the one that there is without HU_WINDOWS.
+
+    Raises:
+        ValueError: if a window is not within HU_WINDOW.
+    """
+    return WindowChannels(cfg.INPUT.HU_WINDOWS, cfg.INPUT.HU_WINDOW) if cfg.INPUT.HU_WINDOWS else None
 
 
 def checked_num_slices(cfg) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from ..kernels.memory_format import channels_last_kernel
+from .windows import WindowChannels
 
 SQUEEZE_INITS = ("default", "kaiming_normal")
 
@@ -41,13 +42,15 @@ class SqueezedTrunk(nn.Module):
     """A network over D slices with its outputs squeezed to 2D.
 
     Args:
-        trunk: a module called with (N, 1, D, H, W) that gives a dict of (N, C, D, H', W').
+        trunk: a module called with (N, 1, D, H, W), or with as many channels as ``windows`` has, that gives a dict of
+            (N, C, D, H', W').
         num_slices: D; None is the ``num_slices`` of the trunk.
         channels, strides: of each output of the trunk, by name, finest first; None are its ``out_channels`` and
             ``out_strides``.
         out_features: which of them to give, such as ["dense1", "dense2", "dense3"]; all by default. The last one must
             be the trunk's last, or a part of the trunk would do nothing.
         squeeze_init: ``init`` of each :class:`SliceSqueeze`.
+        windows: makes the channels of the trunk's input; None gives it the slices as they are.
 
     Attributes:
         out_channels, out_strides: of each output that is given, by name.
@@ -64,6 +67,7 @@ class SqueezedTrunk(nn.Module):
         strides: Mapping[str, int] | None = None,
         out_features: Sequence[str] | None = None,
         squeeze_init: str = "default",
+        windows: WindowChannels | None = None,
     ):
         super().__init__()
         num_slices = trunk.num_slices if num_slices is None else num_slices
@@ -76,6 +80,7 @@ class SqueezedTrunk(nn.Module):
                 f"ResNet these are MODEL.RESNETS.OUT_FEATURES). Got {out_features}."
             )
         self.trunk = trunk
+        self.windows = windows
         self.num_slices = num_slices
         self.squeeze = nn.ModuleDict(
             {name: SliceSqueeze(channels[name], num_slices, squeeze_init) for name in out_features}
@@ -103,8 +108,8 @@ class SqueezedTrunk(nn.Module):
         return {name: squeeze(features[name]) for name, squeeze in self.squeeze.items()}
 
     def to_volume(self, x: Tensor) -> Tensor:
-        """(N, D, H, W) -> (N, 1, D, H, W), what the trunk is called with."""
-        return x.unsqueeze(1)
+        """(N, D, H, W) -> (N, 1, D, H, W), what the trunk is called with; with ``windows`` a channel for each."""
+        return x.unsqueeze(1) if self.windows is None else self.windows(x)
 
     @property
     def size_divisibility(self) -> int:

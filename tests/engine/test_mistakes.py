@@ -31,6 +31,14 @@ SLIPS = [
     ("MODEL.WEIGHTS", "nowhere.pth", "expected a URL or the path of a file, .* there is no file 'nowhere.pth'"),
     ("INPUT.HU_WINDOW", "(-1024.0,)", r"expected two numbers, the lower one first, got \(-1024.0,\)"),
     ("INPUT.HU_WINDOW", "(50.0, 50.0)", "expected two numbers, the lower one first"),
+    (
+        "INPUT.HU_WINDOWS",
+        "[[-150.0, 250.0], 3]",
+        "entries are each two numbers, the lower one first",
+    ),
+    ("INPUT.HU_WINDOWS", "[[-150.0, 400.0]]", r"within INPUT.HU_WINDOW, \(-200.0, 300.0\), got \(-150.0, 400.0\)"),
+    ("SOLVER.ACCUMULATION", 0, "expected a whole number from 1 on, got 0"),
+    ("SOLVER.EMA_DECAY", 1.0, "expected a number from 0 to below 1, got 1.0"),
     ("INPUT.AFFINE.SHIFT", -0.1, "expected a number from 0 to 1, got -0.1"),
     ("INPUT.RANDOM_FLIP", "both", "expected one of 'horizontal', 'vertical', 'none', got 'both'"),
     ("INPUT.MIN_SIZE_TRAIN", "()", r"expected one entry or more, each a whole number from 0 to 32767, got \(\)"),
@@ -56,6 +64,16 @@ def test_a_slip_is_named_before_anything_is_written(start, tmp_path, key, value,
     assert key in printed
     assert re.search(message, printed), printed
     assert not (tmp_path / "out").exists()
+
+
+def test_windows_and_what_they_do_not_go_with(start):
+    windows = ["INPUT.HU_WINDOWS", "[[-150.0, 250.0]]"]
+    assert "MODEL.PIXEL_MEAN: expected [0.0] with INPUT.HU_WINDOWS, got [3.0]" in start(
+        *windows, "MODEL.PIXEL_MEAN", "[3.0]"
+    )
+    assert "INPUT.HU_WINDOWS: expected none with a backbone that is not of the kind build_a3d_..." in start(
+        *windows, "MODEL.BACKBONE.NAME", "build_densenet_2d_fused_backbone"
+    )
 
 
 def test_several_classes_are_for_detectron2(start, engine):

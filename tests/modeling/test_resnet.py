@@ -112,6 +112,18 @@ def test_equal_slices_without_fusion_give_the_2d_features(repo, zoo_model, zoo_f
             torch.testing.assert_close(ours[name][:, :, k], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_windows_take_all_of_the_first_layer(repo, zoo_model, zoo_file, tmp_path):
+    """Three windows in the place of the colours: of a model of the zoo, and of an ImageNet backbone."""
+    windows = "[[-175.0,275.0],[-1024.0,-500.0],[100.0,1500.0]]"
+    prefix, stem = "backbone.bottom_up.", "stem.conv1.weight"
+    weights = {k.removeprefix(prefix): v for k, v in zoo_model.state_dict().items() if k.startswith(prefix)}
+    for path in (zoo_file, write(tmp_path / "R-18.pkl", weights, matching_heuristics=True)):
+        model = build_model(config(repo, "INPUT.HU_WINDOWS", windows))
+        LesionCheckpointer(model).load(path)
+        assert torch.equal(model.backbone.bottom_up.trunk.stem.conv1.weight, weights[stem])
+        assert weights[stem].shape[1] == 3
+
+
 def test_i3d_inflates_the_kernels_of_the_zoo(repo, zoo_model, zoo_file):
     model = build_model(config(repo, "MODEL.A3D.OPERATOR", "i3d"))
     LesionCheckpointer(model).load(zoo_file)
