@@ -137,6 +137,11 @@ def add_a3d_config(cfg: CfgNode) -> None:
     # Largest deviation of the gain from 1.
     _C.INPUT.HU_JITTER.GAIN = 0.05
 
+    # In a test: views that are looked at beside the slices as they are, such as "hflip", "x1.25", "hflip+x0.8";
+    # and checkpoints beside MODEL.WEIGHTS. What is found in all of them is merged by weighted box fusion.
+    _C.TEST.VIEWS = []
+    _C.TEST.ENSEMBLE = []
+
     # Seconds after which a data loader that has got nothing from its workers stops with an error, rather than waiting
     # for a disk for ever; 0 waits for ever. Only with NUM_WORKERS above 0.
     _C.DATALOADER.TIMEOUT = 600

@@ -104,7 +104,8 @@ def check_config(cfg: CfgNode, start: Start) -> None:
 
 def check_prediction(cfg: CfgNode, start: Start) -> None:
     """:func:`check_config` for a prediction, which needs neither datasets nor OUTPUT_DIR."""
-    together = chain(*(check(cfg, start) for check in (_shapes, _anchors, _device, _weights)), start.checks(cfg))
+    checks = _shapes, _anchors, _device, _weights, _ensemble
+    together = chain(*(check(cfg, start) for check in checks), start.checks(cfg))
     _raise_first(start, _values(cfg, start), together)
 
 
@@ -249,6 +250,14 @@ def _weights(cfg: CfgNode, start: Start) -> Iterator[str]:
         yield f"MODEL.WEIGHTS: expected a URL or the path of a file, or '' for none; there is no file {path!r}."
 
 
+def _ensemble(cfg: CfgNode, start: Start) -> Iterator[str]:
+    for path in cfg.TEST.ENSEMBLE:
+        if not is_url(path) and not os.path.isfile(path):
+            yield f"TEST.ENSEMBLE: expected paths of checkpoints, or URLs; there is no file {path!r}."
+    if cfg.TEST.ENSEMBLE and not start.eval_only:
+        yield "TEST.ENSEMBLE: expected none in a training, as they would be of other ones; it is for --eval-only."
+
+
 def _output(cfg: CfgNode) -> Iterator[str]:
     why = ""
     try:
@@ -262,4 +271,4 @@ def _output(cfg: CfgNode) -> Iterator[str]:
     yield f"OUTPUT_DIR: expected a folder that can be written to, got {cfg.OUTPUT_DIR!r}{why}."
 
 
-CHECKS = (_shapes, _anchors, _augmentation, _batch, _device, _datasets, _weights)
+CHECKS = (_shapes, _anchors, _augmentation, _batch, _device, _datasets, _weights, _ensemble)

@@ -13,6 +13,7 @@ from ..layers.convert import STEM_WEIGHTS
 from ..layers.shift import ENDS
 from ..modeling.densenet import CHECKPOINTS, NORMS
 from ..modeling.squeeze import SQUEEZE_INITS
+from .views import View
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ ANY_NUMBER = Allowed("a number", number(-math.inf).holds)
 COUNT = whole(1)
 FRACTION = number(0, 1, below=True)
 NAME = Allowed("a name", lambda value: isinstance(value, str) and value != "")
+
+
+def _is_view(value) -> bool:
+    try:
+        return isinstance(value, str) and bool(View.named(value))
+    except ValueError:
+        return False
+
+
+VIEW = Allowed("a view such as 'hflip', 'vflip', 'x1.25' (0.1 to 10) or 'hflip+x0.8'", _is_view)
 POOLER = one_of("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated")
 POSITIVE = number(0, above=True)
 PROBABILITY = number(0, 1)
@@ -178,5 +189,7 @@ RULES = {
         "a number from 0 on, or None", lambda value: value is None or number(0).holds(value)
     ),
     "TEST.DETECTIONS_PER_IMAGE": COUNT,
+    "TEST.ENSEMBLE": several(NAME, least=0),
     "TEST.EVAL_PERIOD": whole(0),
+    "TEST.VIEWS": several(VIEW, least=0),
 }

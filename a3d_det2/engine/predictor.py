@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from ..checkpoint.strict import StrictCheckpointer
 from ..config import AMP_DTYPES
 from ..data.recist import BOX_MARGIN
 from ..volumes.predictor import Found, VolumePredictor
+from .ensemble import Detectron2Ensemble, TorchvisionEnsemble, of_instances, of_torchvision, with_views
 
 DTYPES = {"float32": torch.float32, **AMP_DTYPES}
 
@@ -26,7 +26,7 @@ class LesionPredictor(VolumePredictor):
     Attributes:
         model: the detector, in evaluation mode.
         device: where it runs.
-        weights_sha256: of the file of weights, in hexadecimal.
+        weights_sha256: of the file of weights, in hexadecimal; of several with a + between them.
     """
 
     def __init__(
@@ -92,29 +92,38 @@ def build_detector(
     """Build the detector of a config and load its weights.
 
     Returns:
-        what :class:`.VolumePredictor` calls, the model, and the SHA-256 of the file of weights.
+        what :class:`.VolumePredictor` calls, the model, and the SHA-256 of the file of weights; of several, for
+        TEST.ENSEMBLE, with a + between them.
     """
     if type(cfg).__module__.startswith("detectron2."):
         from detectron2.modeling import build_model
 
         from ..checkpoint.detectron2 import LesionCheckpointer as Loader
 
-        model, forward = build_model(cfg), _detectron2_forward
+        build, forward, kind = build_model, _detectron2_forward, Detectron2Ensemble
     else:
         from ..modeling.torchvision_rcnn import build_lesion_rcnn
 
-        model, forward, Loader = build_lesion_rcnn(cfg).to(device), _torchvision_forward, StrictCheckpointer
-    checkpointer = Loader(model, stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS)
-    load_detector(checkpointer, weights)
-    digest = sha256(find_weights(weights, checkpointer.path_manager))
-    model.eval()
+        def build(cfg: CfgNode) -> nn.Module:
+            return build_lesion_rcnn(cfg).to(device)
+
+        forward, kind, Loader = _torchvision_forward, TorchvisionEnsemble, StrictCheckpointer
+    digests: list[str] = []
+
+    def load(path: str) -> nn.Module:
+        checkpointer = Loader(build(cfg), stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS)
+        load_detector(checkpointer, path)
+        digests.append(sha256(find_weights(path, checkpointer.path_manager)))
+        return checkpointer.model.eval()
+
+    model = with_views(cfg, load(weights), kind, load).eval()
 
     @torch.inference_mode()
     def detect(images: Tensor, slice_interval: float) -> list[Found]:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return forward(model, images.to(device, non_blocking=True), slice_interval)
 
-    return detect, model, digest
+    return detect, model, "+".join(digests)
 
 
 def load_detector(checkpointer: StrictCheckpointer, weights: str) -> None:
@@ -133,20 +142,9 @@ def load_detector(checkpointer: StrictCheckpointer, weights: str) -> None:
 def _detectron2_forward(model: nn.Module, images: Tensor, thickness: float) -> list[Found]:
     height, width = images.shape[-2:]
     inputs = [{"image": image, "thickness": thickness, "height": height, "width": width} for image in images]
-    found = []
-    for output in model(inputs):
-        instances = output["instances"].to("cpu")
-        masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
-        columns = instances.pred_boxes.tensor.float().numpy(), instances.scores.float().numpy()
-        found.append(Found(*columns, instances.pred_classes.numpy(), masks))
-    return found
+    return [of_instances(output["instances"]) for output in model(inputs)]
 
 
 def _torchvision_forward(model: nn.Module, images: Tensor, thickness: float) -> list[Found]:
     intervals = torch.full((len(images),), thickness, dtype=torch.float32, device=images.device)
-    found = []
-    for output in model(list(images), None, intervals):
-        boxes, scores, labels = (output[key].cpu() for key in ("boxes", "scores", "labels"))
-        masks = (output["masks"][:, 0].float().cpu().numpy() >= 0.5) if "masks" in output else None
-        found.append(Found(boxes.float().numpy(), scores.float().numpy(), np.asarray(labels) - 1, masks))
-    return found
+    return [of_torchvision(output) for output in model(list(images), None, intervals)]

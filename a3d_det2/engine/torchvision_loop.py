@@ -38,12 +38,15 @@ from .averaging import EMA, averaged_model, in_ema_folder
 from .common import broadcast_buffers, check_loss, inference_folder, naming_the_batch, whole_number
 from .config_check import Start, check_config, merge_config
 from .config_rules import Allowed
+from .ensemble import TorchvisionEnsemble, with_views
 from .mistakes import TRAINING_FAULTS, exit_on_mistakes, mistakes
+from .predictor import load_detector
 from .torchrun import goes_on, join_processes, process_timeout
 
 DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone
     "MODEL": {"DEVICE": "cuda"},
     "INPUT": {"FORMAT": "BGR", "RANDOM_FLIP": "horizontal"},
+    "TEST": {},
     "DATASETS": {"TRAIN": (), "TEST": ()},
     "DATALOADER": {"NUM_WORKERS": 4},
     "SOLVER": {
@@ -120,7 +123,7 @@ def learning_rate(solver: CfgNode, iteration: int) -> float:
 def evaluate(cfg: CfgNode, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
     """Test on all of DATASETS.TEST; in the main process returns the metrics, by their names in TensorBoard."""
     broadcast_buffers(model)
-    model.eval()
+    model = with_views(cfg, model, TorchvisionEnsemble, partial(_build_trained, cfg, device)).eval()
     metrics = {}
     for name in cfg.DATASETS.TEST:
         records, results = load_named(name), []
@@ -143,6 +146,12 @@ def evaluate(cfg: CfgNode, model: torch.nn.Module, device: torch.device) -> dict
             metrics |= {f"{prefix}{task}/{key}": value for task, part in tasks.items() for key, value in part.items()}
     model.train()
     return metrics
+
+
+def _build_trained(cfg: CfgNode, device: torch.device, weights: str) -> torch.nn.Module:
+    model = build_lesion_rcnn(cfg).to(device)
+    load_detector(StrictCheckpointer(model, stem_weights=cfg.MODEL.A3D.STEM_WEIGHTS), weights)
+    return model
 
 
 def write_scalars(writer: SummaryWriter | None, step: int, scalars: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """Detectron2's DefaultTrainer for lesions."""
 
 import weakref
+from functools import partial
 
 import torch
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
@@ -15,7 +16,9 @@ from ..data.loaders import build_lesion_test_loader, build_lesion_train_loader
 from ..evaluation.deeplesion_evaluation import DeepLesionEvaluator
 from .averaging import EMA, averaged_model, in_ema_folder
 from .common import broadcast_buffers, inference_folder, whole_number
+from .ensemble import Detectron2Ensemble, with_views
 from .hooks import BestCheckpointer, WeightAverage
+from .predictor import load_detector
 from .steps import AMPStep, Step
 
 
@@ -126,7 +129,14 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         broadcast_buffers(model)
+        model = with_views(cfg, model, Detectron2Ensemble, partial(cls._build_trained, cfg))
         return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def _build_trained(cls, cfg, weights: str) -> torch.nn.Module:
+        model = cls.build_model(cfg)
+        load_detector(cls.build_checkpointer(cfg, model), weights)
+        return model.eval()
 
 
 def best_metric(cfg) -> str:
