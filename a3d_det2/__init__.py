@@ -18,7 +18,7 @@ imported when they are first used. Whoever takes one from it that needs Detectro
                     build_a3d_resnet_fpn_backbone, build_a3d_retinanet_{densenet,resnet}_fpn_backbone,
                     build_densenet_2d_fused_backbone
     architectures   LesionRCNN, LesionRetinaNet
-    mask head       DiceMaskHead
+    RPN, mask head  LesionRPN, DiceMaskHead
     as published    PublishedRCNN, PublishedAnchorGenerator, PublishedRPN, PublishedROIHeads, PublishedMaskHead
     datasets        deeplesion_{train,val,test}, phantom_{train,val,test} and those of split files (splits/NAME.txt)
                     under $DETECTRON2_DATASETS
@@ -56,6 +56,7 @@ _OF_DETECTRON2 = {
     "LesionCheckpointer": "checkpoint.detectron2",
     "LesionRCNN": "modeling.meta_arch",
     "LesionRCNNWithTTA": "engine.tta",
+    "LesionRPN": "modeling.lesion_rpn",
     "LesionRetinaNet": "modeling.meta_arch",
     "PublishedAnchorGenerator": "modeling.published",
     "PublishedMaskHead": "modeling.published",

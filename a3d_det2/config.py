@@ -142,6 +142,12 @@ def add_a3d_config(cfg: CfgNode) -> None:
     _C.TEST.VIEWS = []
     _C.TEST.ENSEMBLE = []
 
+    # Lesions that nobody has annotated, found by a model: a file that tools/mine_lesions.py has written for the key
+    # slices of DATASETS.TRAIN, or "" for none. With MINED_WEIGHT 0 a detector learns neither to find them nor not to;
+    # above 0 they are lesions with this weight, on average: in so many of the samples, and ignored in the others.
+    _C.DATASETS.MINED = ""
+    _C.DATASETS.MINED_WEIGHT = 0.0
+
     # Seconds after which a data loader that has got nothing from its workers stops with an error, rather than waiting
     # for a disk for ever; 0 waits for ever. Only with NUM_WORKERS above 0.
     _C.DATALOADER.TIMEOUT = 600

@@ -41,6 +41,7 @@ NEED_DETECTRON2 = {
     "a3d_det2.evaluation.deeplesion_evaluation",
     "a3d_det2.modeling.backbone",
     "a3d_det2.modeling.mask_head",
+    "a3d_det2.modeling.lesion_rpn",
     "a3d_det2.modeling.meta_arch",
     "a3d_det2.registration",
 }

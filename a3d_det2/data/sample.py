@@ -10,6 +10,7 @@ from fvcore.transforms.transform import Transform
 
 from ..files import shortened
 from ..segmentation import check_polygons, decode_mask, draw_polygons
+from .mined import IGNORED, Mined, read_mined
 from .once import LogOnce
 from .png import HU_OFFSET, UnreadableSlice
 from .recist import is_recist_box, transform_recist_box
@@ -31,7 +32,7 @@ class Sample:
         thickness: distance between the slices on disk in mm, however they were resampled. Where the dict says nothing
             usable the stack is one slice repeated, and any value is right: the distance that the model is used to.
         boxes: (n, 4) float32 XYXY; as in DeepLesion they name pixels, from the centre of the first to that of the last.
-        classes: (n,) int64.
+        classes: (n,) int64; ``IGNORED`` for a lesion that a detector shall learn neither to find nor not to find.
         masks: for each box (H, W) bool, or polygons, flat arrays of x and y; None without masks.
         original_size: (height, width) of the slices on disk.
     """
@@ -57,6 +58,8 @@ class SampleLoader:
     3. Window the HU values; with ``window_first`` before anything is augmented.
     4. In training, keep the lesions that are still in the image, and no crowds. A lesion without a mask gets the
        outline through its RECIST axes.
+    5. In training, add what was mined: as a lesion with the probability ``mined_weight``, so that on average it has
+       this weight, and else as one that is ignored.
 
     Args:
         is_train: whether to keep the annotations.
@@ -69,6 +72,8 @@ class SampleLoader:
         unreadable_key_slice: "error", or "skip", which in training returns None and logs it.
         window_first: whether to augment windowed slices, as published, rather than HU.
         boxes: "recist" as above, or "corners" for what encloses the transformed corners of each box, as published.
+        mined: lesions that nobody has annotated, see :func:`.read_mined`; None has none.
+        mined_weight: of these, from 0 to 1.
 
     Raises:
         ValueError: on another ``unreadable_key_slice``, ``mask_format`` or ``boxes``.
@@ -84,6 +89,8 @@ class SampleLoader:
     unreadable_key_slice: str = "error"
     window_first: bool = False
     boxes: str = "recist"
+    mined: Mined | None = None
+    mined_weight: float = 0.0
 
     def __post_init__(self):
         allowed = {"unreadable_key_slice": ("error", "skip"), "mask_format": ("polygon", "bitmask"), "boxes": BOXES}
@@ -95,13 +102,16 @@ class SampleLoader:
         self._skipped = LogOnce(logger)
         self._constant = LogOnce(logger)
 
-    def __call__(self, record: dict, augment: Augment) -> Sample | None:
+    def __call__(
+        self, record: dict, augment: Augment, uniform: Callable[[], float] = np.random.random
+    ) -> Sample | None:
         """Make a sample.
 
         Args:
             record: as :func:`load_deeplesion` makes it; one without annotations has no lesions.
             augment: takes the image as (H, W, D) float32 in HU, or windowed, and gives it transformed, with what did
                 it.
+            uniform: draws random numbers from [0, 1).
 
         Returns:
             None, in training and with ``unreadable_key_slice="skip"``, if the key slice cannot be read.
@@ -109,8 +119,8 @@ class SampleLoader:
         Raises:
             FileNotFoundError, UnreadableSlice: see :func:`load_slice_stack`; also if the key slice has another size
                 than the dict says.
-            ValueError: if the dict has no slice_interval, its "read_stack" gives no slices, or masks are asked for and
-                a lesion has nothing to make one of, or one that does not fit.
+            ValueError: if the dict has no slice_interval, its "read_stack" gives no slices, masks are asked for and a
+                lesion has nothing to make one of, or one that does not fit, or what was mined is of other key slices.
         """
         try:
             stack = self._load(record)
@@ -140,7 +150,8 @@ class SampleLoader:
             )
         interval = record["slice_interval"]
         thickness = interval if is_interval(interval) else self.slice_interval
-        lesions = self._lesions(record, transform, original_size, image.shape[1:])
+        annotations = [*record.get("annotations", ()), *self._mined(record, uniform)] if self.is_train else []
+        lesions = self._lesions(record, annotations, transform, original_size, image.shape[1:])
         return Sample(image, thickness, *lesions, original_size)
 
     def _load(self, record: dict) -> np.ndarray:
@@ -171,11 +182,30 @@ class SampleLoader:
             raise UnreadableSlice(f"{record['file_name']}: expected the height and width {expected}, got {size}.")
         return stack
 
+    def _mined(self, record: dict, uniform: Callable[[], float]) -> list[dict]:
+        """Annotations of what was mined on a key slice."""
+        if self.mined is None:
+            return []
+        if record["image_id"] not in self.mined:
+            raise ValueError(
+                f"{record['file_name']}: expected {record['image_id']} among the {len(self.mined)} key slices of "
+                "DATASETS.MINED, got none of this name: was it made for another dataset?"
+            )
+        annotations = []
+        for lesion in self.mined[record["image_id"]]:
+            category = lesion["category_id"] if uniform() < self.mined_weight else IGNORED
+            x1, y1, x2, y2 = lesion["bbox"]
+            middle = (x1 + x2) / 2, (y1 + y2) / 2
+            axes = [[x1, middle[1]], [x2, middle[1]], [middle[0], y1], [middle[0], y2]]  # of the ellipse in its box
+            mask = (recist_ellipse(axes) + 0.5).ravel()
+            annotations.append({"bbox": lesion["bbox"], "category_id": category, "segmentation": [mask]})
+        return annotations
+
     def _lesions(
-        self, record: dict, transform: Transform, original_size: Size, image_size: Size
+        self, record: dict, annotations: list[dict], transform: Transform, original_size: Size, image_size: Size
     ) -> tuple[np.ndarray, np.ndarray, list | None]:
         boxes, classes, masks = [], [], []
-        for annotation in record.get("annotations", ()) if self.is_train else ():
+        for annotation in annotations:
             if annotation.get("iscrowd"):  # as in Detectron2's own mapper
                 continue
             box = self._box(annotation, transform, original_size, image_size)
@@ -256,7 +286,11 @@ def _checked_stack(given, record: dict) -> tuple[np.ndarray, int]:
 
 
 def sample_options(cfg, is_train: bool) -> dict:
-    """Read the arguments of a :class:`SampleLoader` from a config."""
+    """Read the arguments of a :class:`SampleLoader` from a config.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`.read_mined`.
+    """
     return {
         "is_train": is_train,
         "num_slices": cfg.MODEL.A3D.NUM_SLICES,
@@ -268,6 +302,8 @@ def sample_options(cfg, is_train: bool) -> dict:
         "unreadable_key_slice": cfg.INPUT.UNREADABLE_KEY_SLICE,
         "window_first": cfg.INPUT.AFFINE.ORDER == "first",
         "boxes": cfg.INPUT.AFFINE.BOXES,
+        "mined": read_mined(cfg.DATASETS.MINED) if is_train and cfg.DATASETS.MINED else None,
+        "mined_weight": cfg.DATASETS.MINED_WEIGHT,
     }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import loader_timeout
+from .mined import IGNORED
 from .png import UnreadableSlice
 from .sample import SampleLoader, affine_fill, sample_options
 from .transforms import draw_affine, draw_hu_jitter
@@ -46,8 +47,8 @@ class LesionDataset(Dataset):
 
         Returns:
             image: (D, H, W) float32.
-            target: boxes (n, 4) float32; labels (n,) int64, from 1 on as 0 is the background; masks (n, H, W) uint8
-                where ``load`` makes them.
+            target: boxes (n, 4) float32; labels (n,) int64, from 1 on as 0 is the background, or ``IGNORED``; masks
+                (n, H, W) uint8 where ``load`` makes them.
             thickness: of the slices in mm, see :class:`.Sample`.
             size: (height, width) on disk.
             image_id: of the record.
@@ -61,13 +62,14 @@ class LesionDataset(Dataset):
             shuffle, place = divmod(i, len(self.records))
             index = _shuffled(len(self.records), self.seed, shuffle)[place]
         for _ in self.records:
-            if (sample := self.load(self.records[index], partial(self.augment, rng=rng))) is not None:
+            if (sample := self.load(self.records[index], partial(self.augment, rng=rng), rng.random)) is not None:
                 break
             index = rng.integers(len(self.records))
         else:
             raise UnreadableSlice(f"No key slice was readable in {len(self.records)} attempts.")
         image, image_id = torch.from_numpy(sample.image), self.records[index]["image_id"]
-        target = {"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(sample.classes + 1)}
+        labels = np.where(sample.classes == IGNORED, IGNORED, sample.classes + 1)
+        target = {"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(labels)}
         if sample.masks is not None:
             target["masks"] = torch.from_numpy(np.array(sample.masks, np.uint8).reshape(-1, *image.shape[1:]))
         return image, target, sample.thickness, sample.original_size, image_id

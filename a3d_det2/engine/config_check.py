@@ -243,6 +243,12 @@ def _datasets(cfg: CfgNode, start: Start) -> Iterator[str]:
                 )
 
 
+def _mined(cfg: CfgNode, start: Start) -> Iterator[str]:
+    path = cfg.DATASETS.MINED
+    if path and not start.eval_only and not os.path.isfile(path):
+        yield f"DATASETS.MINED: expected a file of tools/mine_lesions.py, or '' for none; there is no file {path!r}."
+
+
 def _weights(cfg: CfgNode, start: Start) -> Iterator[str]:
     path = cfg.MODEL.WEIGHTS.partition("?")[0]
     goes_on = start.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
@@ -271,4 +277,4 @@ def _output(cfg: CfgNode) -> Iterator[str]:
     yield f"OUTPUT_DIR: expected a folder that can be written to, got {cfg.OUTPUT_DIR!r}{why}."
 
 
-CHECKS = (_shapes, _anchors, _augmentation, _batch, _device, _datasets, _weights, _ensemble)
+CHECKS = (_shapes, _anchors, _augmentation, _batch, _device, _datasets, _mined, _weights, _ensemble)

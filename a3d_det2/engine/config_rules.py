@@ -88,6 +88,7 @@ RULES = {
     "DATALOADER.NUM_WORKERS": whole(0),
     "DATALOADER.TIMEOUT": number(0),
     "SOLVER.PROCESS_TIMEOUT": number(0, 1e6, above=True),
+    "DATASETS.MINED_WEIGHT": PROBABILITY,
     "DATASETS.TEST": several(NAME, least=0),
     "DATASETS.TRAIN": several(NAME, least=0),
     "INPUT.AFFINE.BORDER": one_of(*BORDERS),

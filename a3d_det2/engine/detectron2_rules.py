@@ -104,6 +104,15 @@ def detectron2_checks(cfg: CfgNode) -> Iterator[str]:
         if len(labels) != len(thresholds) + 1:
             wanted = len(thresholds) + 1
             yield f"MODEL.{part}.IOU_LABELS: expected {wanted}, for IOU_THRESHOLDS {thresholds!r}, got {labels!r}."
+    has_ignored = cfg.MODEL.META_ARCHITECTURE == "LesionRetinaNet" or (
+        (cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.ROI_HEADS.NAME) == ("LesionRPN", "StandardROIHeads")
+    )
+    if cfg.DATASETS.MINED and not has_ignored:
+        yield (
+            "DATASETS.MINED: expected MODEL.PROPOSAL_GENERATOR.NAME 'LesionRPN' with MODEL.ROI_HEADS.NAME "
+            "'StandardROIHeads', or a LesionRetinaNet, as others know no lesions that are ignored; got "
+            f"{cfg.MODEL.PROPOSAL_GENERATOR.NAME!r} with {cfg.MODEL.ROI_HEADS.NAME!r}."
+        )
     means, slices = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.A3D.NUM_SLICES
     is_2d = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME).__module__.startswith("detectron2.")
     if is_2d and len(means) != slices:

@@ -32,7 +32,7 @@ from ..volumes.reading import Source, choose
 from ..volumes.writing import OUTPUTS, replacing_folder, write_results
 from .config_check import Start, check_prediction
 from .mistakes import Mistake, exit_on_mistakes, mistakes
-from .prediction_options import add_prediction_options, check_prediction_options
+from .prediction_options import add_output_options, add_prediction_options, check_output_options
 from .predictor import LesionPredictor
 from .quiet import hide_patient_names
 
@@ -49,6 +49,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     text = "of PNG slices: mm between columns, rows and slices (DL_info.csv above them)"
     parser.add_argument("--spacing", type=float, nargs=3, metavar=("X", "Y", "Z"), help=text)
     add_prediction_options(parser)
+    add_output_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, changes of the config")
     args = parser.parse_args(argv)
     if not args.list and not (args.output and args.config_file):
@@ -56,7 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     given, output = (os.path.realpath(path or "") for path in (args.input, args.output))
     if args.output and os.path.commonpath([given, output]) == output:
         parser.error(f"expected an --output that does not hold the input {args.input}, got {args.output}")
-    check_prediction_options(parser, args)
+    check_output_options(parser, args)
     if args.series == "":
         parser.error("expected a UID or name as --series, got none")
     return args

@@ -11,7 +11,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_prediction_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of model, lesions and output."""
+    """Add the options of model and lesions."""
     model = parser.add_argument_group("model")
     model.add_argument("--config-file", help="file, or name of a config of the package")
     model.add_argument("--weights", help="checkpoint of a trained detector (MODEL.WEIGHTS)")
@@ -35,6 +35,10 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     link.add_argument("--nms-iou", type=float, default=defaults.nms_iou, help="of lesions, in 3D (%(default)s)")
     text = "pixels between a lesion and its box in the training data (%(default)s)"
     link.add_argument("--box-margin", type=float, default=BOX_MARGIN, help=text)
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is written of a volume."""
     out = parser.add_argument_group("output")
     text = f"of {','.join(OUTPUTS)}, those to leave out, separated by commas"
     out.add_argument("--without", type=output_names, default=[], metavar="NAMES", help=text)
@@ -49,8 +53,8 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     dicom.add_argument("--dicom-score", type=float, metavar="SCORE", help="of lesions that are written (all)")
 
 
-def check_prediction_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the process where options of :func:`add_prediction_options` do not go together."""
+def check_output_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the process where options of :func:`add_output_options` do not go together."""
     if not args.dicom and (args.mint_uids or args.pseudonymous or args.dicom_score is not None):
         parser.error("expected --dicom with --mint-uids, --pseudonymous and --dicom-score")
     if args.dicom_score is not None and not 0 <= args.dicom_score <= 1:

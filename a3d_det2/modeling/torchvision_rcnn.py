@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from ..layers.thickness import slice_thickness
 from .build import build_squeezed_densenet
 from .fused_neck import FusedTrunk
+from .ignored import near_ignored
 from .squeeze import SqueezedTrunk, StackedTrunk
 
 TORCHVISION_HAS = {  # where Detectron2 leaves a choice
@@ -58,6 +60,29 @@ class BatchOnly(GeneralizedRCNNTransform):
         return super().postprocess(result, image_shapes, self.output_sizes or original_image_sizes)
 
 
+class LesionRPN(RegionProposalNetwork):
+    """torchvision's RPN where a label of -1 says that a lesion shall be neither found nor not found: anchors near it
+    are no background, see :func:`.near_ignored`. The box heads leave proposals with this label out by themselves."""
+
+    @classmethod
+    def like(cls, rpn: RegionProposalNetwork) -> "LesionRPN":
+        """The same network, with the same parameters."""
+        same = cls.__new__(cls)
+        same.__dict__.update(rpn.__dict__)
+        return same
+
+    def assign_targets_to_anchors(self, anchors, targets):
+        """See ``RegionProposalNetwork.assign_targets_to_anchors``; a label of -1 leaves an anchor out."""
+        lesions = [{"boxes": target["boxes"][target["labels"] > 0]} for target in targets]
+        labels, boxes = super().assign_targets_to_anchors(anchors, lesions)
+        for label, of_image, target in zip(labels, anchors, targets, strict=True):
+            ignored = target["boxes"][target["labels"] < 0]
+            if len(ignored):
+                ious = self.box_similarity(ignored, of_image)
+                label[(label == 0) & near_ignored(ious, self.proposal_matcher.low_threshold)] = -1
+        return labels, boxes
+
+
 class _OfSlices:
     """Makes one of torchvision's detectors take (D, H, W) images, and resize none of them. The arguments are those of
     the detector; the backbone is a :class:`PyramidTrunk` or a :class:`.FusedTrunk`.
@@ -65,6 +90,7 @@ class _OfSlices:
 
     def __init__(self, backbone: nn.Module, *args, image_mean=(0.0,), image_std=(1.0,), **kwargs):
         super().__init__(backbone, *args, **kwargs)
+        self.rpn = LesionRPN.like(self.rpn)
         self.transform = BatchOnly(0, 0, image_mean, image_std, size_divisible=backbone.size_divisibility)
 
     def forward(self, images, targets=None, thickness: Tensor | None = None, output_sizes=None):

@@ -17,7 +17,7 @@ import sys
 from ...files import printable
 from ...threads import available_cores
 from ..mistakes import Mistake, exit_on_mistakes, mistakes
-from ..prediction_options import add_prediction_options, check_prediction_options
+from ..prediction_options import add_output_options, add_prediction_options, check_output_options
 from ..quiet import hide_patient_names
 from .manifest import Shard, write_manifest
 from .merging import merge
@@ -66,6 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     text = "workers are actors of Ray, of the cluster in $RAY_ADDRESS or else of this machine; OUTPUT is on a file "
     predicting.add_argument("--ray", action="store_true", help=text + "system that all have. Needs the extra [ray]")
     add_prediction_options(predicting)
+    add_output_options(predicting)
     predicting.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, changes of the config")
     predicting.set_defaults(run=run_predict)
 
@@ -79,7 +80,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.command == "predict":
         if not args.config_file:
             predicting.error("expected --config-file")
-        check_prediction_options(predicting, args)
+        check_output_options(predicting, args)
     return args
 
 
