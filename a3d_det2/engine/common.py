@@ -19,10 +19,13 @@ def broadcast_buffers(model: nn.Module) -> None:
             distributed.broadcast(buffer, 0)
 
 
-def check_loss(losses: Mapping[str, float]) -> None:
+def check_loss(losses: Mapping[str, float]) -> float:
     """
     Args:
         losses: of a batch, by their names.
+
+    Returns:
+        their sum.
 
     Raises:
         FloatingPointError: if their sum is NaN or infinite.
@@ -31,6 +34,7 @@ def check_loss(losses: Mapping[str, float]) -> None:
     if not math.isfinite(total):
         parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         raise FloatingPointError(f"The loss is {total} ({parts}).")
+    return total
 
 
 @contextmanager

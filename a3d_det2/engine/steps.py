@@ -6,6 +6,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 
 from .accumulation import AccumulatingModel
 from .common import check_loss, naming_the_batch
+from .loss_watch import LossWatch
 
 
 class Remembered:
@@ -43,6 +44,7 @@ class _ChecksLoss:
             model = AccumulatingModel(model, accumulation, *([scaler.scale] if scaler else []))
             options["zero_grad_before_forward"] = True  # a backward is a part of its forward
         super().__init__(model, Remembered(data_loader), optimizer, **options)
+        self._watch = LossWatch()
 
     def run_step(self):
         try:
@@ -53,7 +55,8 @@ class _ChecksLoss:
             raise
 
     def _write_metrics(self, loss_dict, data_time, prefix="", iter=None):
-        check_loss({name: float(value.detach()) for name, value in loss_dict.items()})
+        total = check_loss({name: float(value.detach()) for name, value in loss_dict.items()})
+        self._watch.add(self.iter + 1, total)
         super()._write_metrics(loss_dict, data_time, prefix, iter)
 
     def _names(self) -> list[str]:

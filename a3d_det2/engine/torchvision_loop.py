@@ -39,6 +39,7 @@ from .common import broadcast_buffers, check_loss, inference_folder, naming_the_
 from .config_check import Start, check_config, merge_config
 from .config_rules import Allowed
 from .ensemble import TorchvisionEnsemble, with_views
+from .loss_watch import LossWatch
 from .mistakes import TRAINING_FAULTS, exit_on_mistakes, mistakes
 from .predictor import load_detector
 from .torchrun import goes_on, join_processes, process_timeout
@@ -192,6 +193,7 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
         return metrics
 
     model.train()
+    watch = LossWatch()
     # Closed also after an error, since its thread ends with the process and takes what it has not written with it.
     with SummaryWriter(cfg.OUTPUT_DIR, purge_step=start + 1) if rank() == 0 else nullcontext() as writer:
         progress = tqdm(loader, "training", initial=start, total=solver.MAX_ITER, disable=rank() > 0)
@@ -204,7 +206,8 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
                 with torch.autocast(device.type, dtype, solver.AMP.ENABLED):
                     losses = losses_in_parts(parallel, batch, solver.ACCUMULATION, losses_of, scaler.scale)
                     loss = sum(losses.values())
-                check_loss(dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True)))
+                total = check_loss(dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True)))
+            watch.add(done, total)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             if clips_full_model(cfg):
@@ -214,8 +217,8 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
             if averaged:
                 averaged.update_parameters(model)
             if done % 20 == 0:
-                write_scalars(writer, done, {**losses, "total_loss": loss, "lr": optimizer.param_groups[0]["lr"]})
-                progress.set_postfix_str(f"loss: {loss:.3f}")
+                write_scalars(writer, done, {**losses, "total_loss": total, "lr": optimizer.param_groups[0]["lr"]})
+                progress.set_postfix_str(f"loss: {total:.3f}")
             last = done == solver.MAX_ITER
             if last or done % solver.CHECKPOINT_PERIOD == 0:
                 name = "model_final" if last else f"model_{done - 1:07d}"

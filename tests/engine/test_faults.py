@@ -88,6 +88,13 @@ def test_a_learning_rate_of_a_million(start, tmp_path):
         assert all(v.isfinite().all() for v in torch.load(tmp_path / "out" / name)["model"].values())
 
 
+def test_a_learning_rate_of_a_hundred(start, tmp_path, caplog):
+    """Where gradients are clipped it is no NaN at once: then the loss is what is told."""
+    error = start("SOLVER.BASE_LR", "100.0", "SOLVER.MAX_ITER", "70")
+    log = caplog.text + (tmp_path / "out" / "log.txt").read_text()
+    assert (error and "Iteration " in error) or "Iteration 60: the loss has risen, and does not come back." in log
+
+
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     model = torch.nn.Linear(2, 2)
     checkpointer = StrictCheckpointer(model, str(tmp_path))
