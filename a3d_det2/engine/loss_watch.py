@@ -1,12 +1,15 @@
 """Says when the loss of a training does what it does not do where something is learned."""
 
 import logging
+import math
 import statistics
 
 WINDOW = 20  # iterations of which the median counts, as in Detectron2's log
 RISE = 1.5  # times the lowest median so far
 PATIENCE = 3  # windows for which it stays above that
 LEAST_RISE = 0.1  # of the first loss: one that is near nothing may be a multiple of what it was
+LONG_WINDOW = 50  # iterations of which the mean is compared with chance
+NEAR_CHANCE = 0.8  # of the loss of who knows the frequencies alone
 
 
 class LossWatch:
@@ -52,4 +55,48 @@ class LossWatch:
                 f"Iteration {iteration}: the loss has risen, and does not come back. It is {median:.4g}, and was "
                 f"{self._lowest:.4g} at iteration {self._lowest_at} (medians of {WINDOW}). The training may have "
                 "collapsed: look at a smaller SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS.CLIP_VALUE, docs/stability.md."
+            )
+
+
+class ChanceWatch:
+    """Compares the classification loss of the box head with that of a head that knows how often its regions are
+    lesions, and nothing else: -p log p - (1 - p) log(1 - p), with p the share of lesions among them. A head that is
+    hardly better in the second half of a training has learned nothing of the images, as where annotations are of
+    others. It warns once.
+
+    Args:
+        iterations: of the whole training.
+        classes: of lesions; with several, all are as frequent for who knows nothing.
+        logger: is told.
+    """
+
+    def __init__(self, iterations: int, classes: int = 1, logger: logging.Logger | None = None):
+        self._half, self._classes = iterations // 2, classes
+        self._logger = logger or logging.getLogger(__name__)
+        self._losses: list[float] = []
+        self._chances: list[float] = []
+        self._told = False
+
+    def add(self, iteration: int, loss: float, share: float) -> None:
+        """
+        Args:
+            iteration: from 1 on.
+            loss: cross-entropy of the regions that the box head classifies.
+            share: of lesions among them.
+        """
+        if iteration <= self._half or self._told:
+            return
+        shares = [share / self._classes] * self._classes + [1 - share]
+        self._losses.append(loss)
+        self._chances.append(-sum(p * math.log(p) for p in shares if p > 0))
+        if len(self._losses) < LONG_WINDOW:
+            return
+        mean, chance = statistics.mean(self._losses), statistics.mean(self._chances)
+        self._losses, self._chances = [], []
+        if mean >= NEAR_CHANCE * chance > 0:
+            self._told = True
+            self._logger.warning(
+                f"Iteration {iteration}: the box head tells lesions from the rest hardly better than by how frequent "
+                f"they are. Its loss is {mean:.3g}, by chance it would be {chance:.3g} (means of {LONG_WINDOW}). Are "
+                "the annotations those of these images? docs/stability.md."
             )

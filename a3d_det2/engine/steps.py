@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 
 from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.utils.events import get_event_storage
 
 from .accumulation import AccumulatingModel
 from .common import check_loss, naming_the_batch
-from .loss_watch import LossWatch
+from .loss_watch import ChanceWatch, LossWatch
 
 
 class Remembered:
@@ -31,6 +32,7 @@ class _ChecksLoss:
     Args:
         model, data_loader, optimizer, options: as of Detectron2's.
         accumulation: in how many parts a batch is done, see :class:`.AccumulatingModel`.
+        chance: is told what the box head does; None is told nothing.
 
     Attributes:
         has_diverged: whether it has stopped.
@@ -38,13 +40,15 @@ class _ChecksLoss:
 
     has_diverged = False
 
-    def __init__(self, model, data_loader, optimizer, *, accumulation: int = 1, **options):
+    def __init__(
+        self, model, data_loader, optimizer, *, accumulation: int = 1, chance: ChanceWatch | None = None, **options
+    ):
         if accumulation > 1:
             scaler = options.get("grad_scaler")
             model = AccumulatingModel(model, accumulation, *([scaler.scale] if scaler else []))
             options["zero_grad_before_forward"] = True  # a backward is a part of its forward
         super().__init__(model, Remembered(data_loader), optimizer, **options)
-        self._watch = LossWatch()
+        self._watch, self._chance = LossWatch(), chance
 
     def run_step(self):
         try:
@@ -55,8 +59,11 @@ class _ChecksLoss:
             raise
 
     def _write_metrics(self, loss_dict, data_time, prefix="", iter=None):
-        total = check_loss({name: float(value.detach()) for name, value in loss_dict.items()})
-        self._watch.add(self.iter + 1, total)
+        losses = {name: float(value.detach()) for name, value in loss_dict.items()}
+        self._watch.add(self.iter + 1, check_loss(losses))
+        drawn = [get_event_storage().latest().get(f"roi_head/num_{kind}_samples") for kind in ("fg", "bg")]
+        if self._chance and "loss_cls" in losses and None not in drawn and (count := drawn[0][0] + drawn[1][0]):
+            self._chance.add(self.iter + 1, losses["loss_cls"], drawn[0][0] / count)
         super()._write_metrics(loss_dict, data_time, prefix, iter)
 
     def _names(self) -> list[str]:

@@ -39,7 +39,7 @@ from .common import broadcast_buffers, check_loss, inference_folder, naming_the_
 from .config_check import Start, check_config, merge_config
 from .config_rules import Allowed
 from .ensemble import TorchvisionEnsemble, with_views
-from .loss_watch import LossWatch
+from .loss_watch import ChanceWatch, LossWatch
 from .mistakes import TRAINING_FAULTS, exit_on_mistakes, mistakes
 from .predictor import load_detector
 from .torchrun import goes_on, join_processes, process_timeout
@@ -193,7 +193,7 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
         return metrics
 
     model.train()
-    watch = LossWatch()
+    watch, chance = LossWatch(), ChanceWatch(solver.MAX_ITER)
     # Closed also after an error, since its thread ends with the process and takes what it has not written with it.
     with SummaryWriter(cfg.OUTPUT_DIR, purge_step=start + 1) if rank() == 0 else nullcontext() as writer:
         progress = tqdm(loader, "training", initial=start, total=solver.MAX_ITER, disable=rank() > 0)
@@ -206,8 +206,10 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
                 with torch.autocast(device.type, dtype, solver.AMP.ENABLED):
                     losses = losses_in_parts(parallel, batch, solver.ACCUMULATION, losses_of, scaler.scale)
                     loss = sum(losses.values())
-                total = check_loss(dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True)))
+                values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
+                total = check_loss(values)
             watch.add(done, total)
+            chance.add(done, values["loss_classifier"], model.roi_heads.lesion_share)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             if clips_full_model(cfg):

@@ -18,6 +18,7 @@ from .averaging import EMA, averaged_model, in_ema_folder
 from .common import broadcast_buffers, inference_folder, whole_number
 from .ensemble import Detectron2Ensemble, with_views
 from .hooks import BestCheckpointer, WeightAverage
+from .loss_watch import ChanceWatch
 from .predictor import load_detector
 from .steps import AMPStep, Step
 
@@ -51,12 +52,15 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: if SOLVER.AMP.DTYPE is unknown.
         """
-        parts = cfg.SOLVER.ACCUMULATION
+        how = {
+            "accumulation": cfg.SOLVER.ACCUMULATION,
+            "chance": ChanceWatch(cfg.SOLVER.MAX_ITER, cfg.MODEL.ROI_HEADS.NUM_CLASSES),
+        }
         if not cfg.SOLVER.AMP.ENABLED:
-            return Step(model, data_loader, optimizer, accumulation=parts)
+            return Step(model, data_loader, optimizer, **how)
         dtype = amp_dtype(cfg, "cuda")  # AMPTrainer knows no other device
         scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-        return AMPStep(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype, accumulation=parts)
+        return AMPStep(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype, **how)
 
     def after_train(self):
         # It is called after an exception too: what has diverged is not evaluated, and is never the best.
@@ -67,23 +71,24 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         hooks, cfg = super().build_hooks(), self.cfg
         after = next(i for i, hook in enumerate(hooks, start=1) if isinstance(hook, EvalHook))
-        hooks[after:after] = self._best_checkpointers(self.checkpointer, best_metric(cfg))
+        hooks[after:after] = self._best_checkpointers(self.checkpointer)
         if self.averaged:
             cfg, model = in_ema_folder(cfg), self.averaged.module
             checkpointer = self.build_checkpointer(cfg, model)
             hooks[after:after] = [
                 *([PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)] if comm.is_main_process() else []),
                 EvalHook(cfg.TEST.EVAL_PERIOD, lambda: {EMA: self.test(cfg, model)}),
-                *self._best_checkpointers(checkpointer, f"{EMA}/{best_metric(cfg)}"),
+                *self._best_checkpointers(checkpointer, f"{EMA}/"),
             ]
             hooks.insert(0, WeightAverage(self.averaged, self.checkpointer.model))  # before it is saved and tested
         return hooks
 
-    def _best_checkpointers(self, checkpointer, metric: str) -> list[BestCheckpointer]:
-        """One, to stand after a test; none where there is nothing to test, or another process does it."""
+    def _best_checkpointers(self, checkpointer, prefix: str = "") -> list[BestCheckpointer]:
+        """One, to stand after a test whose metrics have the prefix; none where there is nothing to test, or another
+        process does it."""
         if not (comm.is_main_process() and self.cfg.DATASETS.TEST):
             return []
-        return [BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, checkpointer, metric)]
+        return [BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, checkpointer, prefix + best_metric(self.cfg))]
 
     @classmethod
     def build_checkpointer(cls, cfg, model, **checkpointables) -> LesionCheckpointer:

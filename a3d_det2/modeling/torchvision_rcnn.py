@@ -6,10 +6,12 @@ Trunk, squeeze and fused neck are those of the Detectron2 backbones, with the sa
 import logging
 from functools import reduce
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
@@ -83,6 +85,29 @@ class LesionRPN(RegionProposalNetwork):
         return labels, boxes
 
 
+class LesionRoIHeads(RoIHeads):
+    """torchvision's box and mask heads that say how many of the regions they were trained with are lesions.
+
+    Attributes:
+        lesion_share: of the last batch of a training, from 0 to 1.
+    """
+
+    lesion_share = float("nan")
+
+    @classmethod
+    def like(cls, heads: RoIHeads) -> "LesionRoIHeads":
+        """The same heads, with the same parameters."""
+        same = cls.__new__(cls)
+        same.__dict__.update(heads.__dict__)
+        return same
+
+    def select_training_samples(self, proposals, targets):
+        """See ``RoIHeads.select_training_samples``."""
+        selected = super().select_training_samples(proposals, targets)
+        self.lesion_share = float((torch.cat(selected[2]) > 0).float().mean())
+        return selected
+
+
 class _OfSlices:
     """Makes one of torchvision's detectors take (D, H, W) images, and resize none of them. The arguments are those of
     the detector; the backbone is a :class:`PyramidTrunk` or a :class:`.FusedTrunk`.
@@ -90,7 +115,7 @@ class _OfSlices:
 
     def __init__(self, backbone: nn.Module, *args, image_mean=(0.0,), image_std=(1.0,), **kwargs):
         super().__init__(backbone, *args, **kwargs)
-        self.rpn = LesionRPN.like(self.rpn)
+        self.rpn, self.roi_heads = LesionRPN.like(self.rpn), LesionRoIHeads.like(self.roi_heads)
         self.transform = BatchOnly(0, 0, image_mean, image_std, size_divisible=backbone.size_divisibility)
 
     def forward(self, images, targets=None, thickness: Tensor | None = None, output_sizes=None):
