@@ -28,6 +28,12 @@ def clips_full_model(cfg: CfgNode) -> bool:
     return clip.ENABLED and (clip.CLIP_TYPE == "full_model" or (clip.CLIP_TYPE == "norm" and clip.FULL_MODEL))
 
 
+def knows_ignored(cfg: CfgNode) -> bool:
+    """Whether the detector of one of Detectron2's configs knows ignored lesions, as those of DATASETS.MINED."""
+    heads = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.ROI_HEADS.NAME
+    return cfg.MODEL.META_ARCHITECTURE == "LesionRetinaNet" or heads == ("LesionRPN", "StandardROIHeads")
+
+
 def loader_timeout(cfg: CfgNode) -> float:
     """The timeout of a data loader in seconds: DATALOADER.TIMEOUT, or 0, the only one that it takes without workers."""
     return cfg.DATALOADER.TIMEOUT if cfg.DATALOADER.NUM_WORKERS > 0 else 0
@@ -42,6 +48,10 @@ def add_a3d_config(cfg: CfgNode) -> None:
     CN = type(cfg)  # Detectron2's, which does not merge with its base class
     if CN.__module__.startswith("detectron2."):
         import_module(f"{__package__}.registration").register_all_deeplesion()
+
+    for name in ("DATASETS", "TEST"):  # which a config of fvcore may lack
+        if name not in _C:
+            _C[name] = CN()
 
     _C.MODEL.A3D = CN()
     # Fusion operator in the trunk's dense layers: a key of a3d_det2.layers.FUSION_CONVS.

@@ -28,9 +28,14 @@ def test_dtype():
 @pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
 def test_detectron2s_trainer_gets_it(dtype, scales, monkeypatch):
     pytest.importorskip("detectron2")
+    from detectron2.config import get_cfg
+
     from a3d_det2 import Trainer
 
+    cfg = get_cfg()
+    add_a3d_config(cfg)
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, dtype
     monkeypatch.setattr(torch.amp.GradScaler, "__init__", lambda self, device, enabled: setattr(self, "on", enabled))
-    trainer = Trainer.build_step(config(dtype), torch.nn.Linear(1, 1), [None], None)
+    trainer = Trainer.build_step(cfg, torch.nn.Linear(1, 1), [None], None)
     assert trainer.precision == (torch.bfloat16 if dtype == "bfloat16" else torch.float16)
     assert trainer.grad_scaler.on == scales

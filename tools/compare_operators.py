@@ -179,12 +179,12 @@ def tables(reports: dict[Run, dict], seconds: dict[str, float]) -> tuple[list[di
         sure.append(
             {
                 **name,
-                "average": statistics.mean(values.values()) if values else None,
+                "average": f"{statistics.mean(values.values()):.3f}" if values else "",
                 "95 % interval": f"{low:.3f} to {high:.3f}",
                 f"- {BASELINE}": f"{beside['difference']:+.3f}" if beside else "",
                 "its interval": f"{beside['low']:+.3f} to {beside['high']:+.3f}" if beside else "",
                 "p": f"{beside['p']:.3f}" if beside else "",
-                **{text: statistics.mean(part) if part else None for text, part in strata.items()},
+                **{text: f"{statistics.mean(part):.3f}" if part else "" for text, part in strata.items()},
                 "of each seed": ", ".join(f"{value:.3f}" for value in sorted(values.values())),
                 "failed": len(of_seeds) - len(whole),
             }
@@ -242,7 +242,7 @@ def main() -> None:
         print(f"Sensitivity on {whole[0]['num_lesions']} lesions of {whole[0]['num_images']} held-out key slices\n")
     print(tabulate(found, "keys", "github", floatfmt=".3f"))
     print(f"\nAverage sensitivity at 0.5 to 4 FPs per image over {len(args.seeds)} seeds, and against {BASELINE}\n")
-    print(tabulate(sure, "keys", "github", floatfmt=".3f", disable_numparse=True))
+    print(tabulate(sure, "keys", "github", disable_numparse=True))
     for run, report in reports.items():
         if "failed" in report:
             print(f"\n{run.name} failed:\n{report['failed']}")

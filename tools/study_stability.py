@@ -91,7 +91,8 @@ def train(config_file: str, folder: Path, seed: int, opts: list[str]) -> None:
     try:
         torchvision_loop.main(["--config-file", config_file, "OUTPUT_DIR", str(folder), "SEED", str(seed), *opts])
     finally:
-        (folder / "gradients.json").write_text(json.dumps(records[0].rows))
+        if records:
+            (folder / "gradients.json").write_text(json.dumps(records[0].rows))
 
 
 def draw(folders: list[Path], path: Path) -> None:

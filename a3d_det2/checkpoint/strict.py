@@ -81,14 +81,12 @@ class StrictCheckpointer(Checkpointer):
         Raises:
             FileNotFoundError, ValueError: see :meth:`load`; and if none of the checkpoints can be read.
         """
-        if resume and self.save_dir and self.save_to_disk:
-            self._remove_parts()
+        if resume and self.checkpointables:  # a training, not an evaluation beside one
+            self.go_on()
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=False)
-        last = self.get_checkpoint_file()
-        self._saved = self._read_saved(os.path.basename(last))
         problems: list[Exception] = []
-        for name in reversed(self._saved):
+        for name in reversed(self._saved or self._read_saved(os.path.basename(self.get_checkpoint_file()))):
             candidate = os.path.join(self.save_dir, name)
             try:
                 loaded = self.load(candidate)
@@ -101,8 +99,17 @@ class StrictCheckpointer(Checkpointer):
             return loaded
         raise problems[0]
 
+    def go_on(self) -> None:
+        """Take the checkpoints of the folder for those of this training, and remove what was not written to its end, or
+        a training that is killed often would fill the disk. No other training writes into this folder."""
+        if not self.save_dir:
+            return
+        if self.has_checkpoint():
+            self._saved = self._read_saved(os.path.basename(self.get_checkpoint_file()))
+        if self.save_to_disk:
+            self._remove_parts()
+
     def _remove_parts(self) -> None:
-        """Or a training that is killed often would fill the disk. Nobody else writes checkpoints into this folder."""
         with suppress(FileNotFoundError), os.scandir(self.save_dir) as entries:
             for entry in entries:
                 if _PART.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -156,7 +163,8 @@ class StrictCheckpointer(Checkpointer):
         if missing:
             raise ValueError(
                 f"expected a checkpoint to resume from, with {', '.join(self._wanted)}; got one without "
-                f"{', '.join(missing)}. Is it of another engine? MODEL.WEIGHTS takes its trunk for a new training."
+                f"{', '.join(missing)}. Is it of another engine, or of a training without SOLVER.EMA_DECAY? "
+                "MODEL.WEIGHTS takes its trunk for a new training."
             )
         self._convert_ndarray_to_tensor(state_dict)
         for kind in self.formats:

@@ -1,17 +1,27 @@
 """Detectron2's data loaders, with samples of slices."""
 
-from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 
-from ..config import loader_timeout
+from ..config import knows_ignored, loader_timeout
 from .dataset_mapper import DeepLesionMapper
+from .mined import check_mined, read_mined
 
 
 def build_lesion_train_loader(cfg):
     """Build Detectron2's training loader of a config, with :class:`.DeepLesionMapper` and DATALOADER.TIMEOUT.
 
     Raises:
-        ValueError: if a dataset has another number of classes than an R-CNN or RetinaNet of the config.
+        ValueError: if a dataset has another number of classes than an R-CNN or RetinaNet of the config, or
+            DATASETS.MINED is of another dataset, or the detector of the config does not know ignored lesions.
     """
+    if cfg.DATASETS.MINED:
+        if not knows_ignored(cfg):
+            raise ValueError(
+                "DATASETS.MINED: expected a LesionRPN with StandardROIHeads, or a LesionRetinaNet, got "
+                f"{cfg.MODEL.PROPOSAL_GENERATOR.NAME} with {cfg.MODEL.ROI_HEADS.NAME}."
+            )
+        records = (record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name))
+        check_mined(read_mined(cfg.DATASETS.MINED), (record["image_id"] for record in records), _classes(cfg))
     timeout = loader_timeout(cfg)
     loader = build_detection_train_loader(cfg, mapper=DeepLesionMapper(cfg, is_train=True), timeout=timeout)
     for name in cfg.DATASETS.TRAIN:  # which some tell when they are read
@@ -36,6 +46,10 @@ def build_lesion_test_loader(cfg, dataset_name: str):
                 f"Expected the classes of {name}, {', '.join(others)}, in {dataset_name}, got {', '.join(classes)}."
             )
     return loader
+
+
+def _classes(cfg) -> int:
+    return cfg.MODEL["RETINANET" if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet") else "ROI_HEADS"].NUM_CLASSES
 
 
 def _check_classes(cfg, dataset_name: str) -> list[str]:

@@ -5,12 +5,13 @@
     "000001_02_01_014.png": []
     }}
 
-It has each key slice that was looked at, by its image_id; ``bbox`` is x1, y1, x2, y2 as of annotations.
+It has each key slice of the datasets, by its image_id; ``bbox`` is x1, y1, x2, y2 as of annotations. ``how`` also says
+which series could not be read, whose key slices have none.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ..files import replacing, shortened
 
@@ -24,7 +25,7 @@ def write_mined(path: str, images: Mined, how: dict) -> None:
 
     Args:
         path: of the file.
-        images: lesions of each key slice that was looked at, also where there are none.
+        images: lesions of each key slice, also where there are none.
         how: they were found.
     """
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(lesions)}" for name, lesions in sorted(images.items()))
@@ -60,3 +61,22 @@ def read_mined(path: str) -> Mined:
             f"({type(error).__name__}: {error})."
         ) from error
     return images
+
+
+def check_mined(mined: Mined, image_ids: Iterable[str], classes: int) -> None:
+    """
+    Raises:
+        ValueError: if there are key slices of which it knows nothing, or lesions of classes that there are not.
+    """
+    unknown = [image_id for image_id in image_ids if image_id not in mined]
+    if unknown:
+        raise ValueError(
+            f"DATASETS.MINED: expected all key slices of DATASETS.TRAIN, got {len(mined)} without {len(unknown)} of "
+            f"them, such as {unknown[0]}. Was it made for another dataset?"
+        )
+    for name, lesions in mined.items():
+        for lesion in lesions:
+            if lesion["category_id"] >= classes:
+                raise ValueError(
+                    f"DATASETS.MINED: expected classes from 0 to {classes - 1}, got {lesion['category_id']} ({name})."
+                )

@@ -60,6 +60,6 @@ class AccumulatingModel(nn.Module):
         self.module, self._parts, self._scale = module, parts, scale
 
     def forward(self, batch: list[dict]):
-        if not self.training:
+        if not (self.training and torch.is_grad_enabled()):  # Detectron2's PreciseBN trains without gradients
             return self.module(batch)
         return losses_in_parts(self.module, batch, self._parts, self.module, self._scale)

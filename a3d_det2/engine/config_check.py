@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.util import find_spec
 from itertools import chain
 
 import torch
@@ -257,6 +258,8 @@ def _weights(cfg: CfgNode, start: Start) -> Iterator[str]:
 
 
 def _ensemble(cfg: CfgNode, start: Start) -> Iterator[str]:
+    if (cfg.TEST.VIEWS or cfg.TEST.ENSEMBLE) and find_spec("ensemble_boxes") is None:
+        yield "TEST.VIEWS and TEST.ENSEMBLE need ensemble-boxes: pip install 'a3d_det2[ensemble]'."
     for path in cfg.TEST.ENSEMBLE:
         if not is_url(path) and not os.path.isfile(path):
             yield f"TEST.ENSEMBLE: expected paths of checkpoints, or URLs; there is no file {path!r}."

@@ -11,6 +11,7 @@ from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGIS
 from fvcore.common.config import CfgNode
 from fvcore.common.registry import Registry
 
+from ..config import knows_ignored
 from .config_rules import ANY_NUMBER, POSITIVE, PROBABILITY, Allowed, number, one_of, several, whole
 
 
@@ -104,10 +105,7 @@ def detectron2_checks(cfg: CfgNode) -> Iterator[str]:
         if len(labels) != len(thresholds) + 1:
             wanted = len(thresholds) + 1
             yield f"MODEL.{part}.IOU_LABELS: expected {wanted}, for IOU_THRESHOLDS {thresholds!r}, got {labels!r}."
-    has_ignored = cfg.MODEL.META_ARCHITECTURE == "LesionRetinaNet" or (
-        (cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.ROI_HEADS.NAME) == ("LesionRPN", "StandardROIHeads")
-    )
-    if cfg.DATASETS.MINED and not has_ignored:
+    if cfg.DATASETS.MINED and not knows_ignored(cfg):
         yield (
             "DATASETS.MINED: expected MODEL.PROPOSAL_GENERATOR.NAME 'LesionRPN' with MODEL.ROI_HEADS.NAME "
             "'StandardROIHeads', or a LesionRetinaNet, as others know no lesions that are ignored; got "

@@ -19,8 +19,10 @@ IOU = 0.55  # of boxes that are of one lesion: the default of the library, and o
 def fuse(found: Sequence[Found], size: tuple[int, int], limit: int) -> Found:
     """Merge what several detectors have found in one image.
 
-    A box is the mean of those of one lesion, weighted by their scores; its score is their sum over the number of
-    detectors, so that what only one has found counts less. The mask is that of the box that overlaps it most.
+    A box is the mean of those of one lesion, weighted by their scores. Its score is the sum of the highest one of each
+    detector over the number of detectors, so that what only one has found counts less: the library's own is a mean over
+    all boxes, by which a weak second box of a detector would halve what the others are sure of. The mask is that of the
+    box that overlaps it most.
 
     Args:
         found: of each detector.
@@ -31,31 +33,43 @@ def fuse(found: Sequence[Found], size: tuple[int, int], limit: int) -> Found:
 
     height, width = size
     sides = np.array([width, height, width, height], dtype=np.float64)
-    boxes, scores, classes = weighted_boxes_fusion(
+    boxes, _, classes = weighted_boxes_fusion(
         [np.clip(one.boxes / sides, 0, 1) for one in found],
         [one.scores for one in found],
         [one.classes for one in found],
         iou_thr=IOU,
     )
-    strongest = Found(
-        (boxes[:limit] * sides).astype(np.float32),
-        scores[:limit].astype(np.float32),
-        classes[:limit].astype(np.int64),
-        None,
-    )
-    return strongest._replace(masks=_masks(strongest, found))
+    boxes, classes = boxes * sides, classes.astype(np.int64)
+    every = np.concatenate([one.boxes for one in found])
+    overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(every.astype(np.float64))).numpy()
+    overlaps[classes[:, None] != np.concatenate([one.classes for one in found])] = -1
+    scores = _scores(overlaps, found)
+    strongest = np.argsort(-scores, kind="stable")[:limit]
+    masks = None
+    if all(one.masks is not None for one in found):
+        masks = np.concatenate([one.masks for one in found])
+        masks = masks[overlaps[strongest].argmax(axis=1)] if len(strongest) else masks[:0]
+    return Found(boxes[strongest].astype(np.float32), scores[strongest].astype(np.float32), classes[strongest], masks)
 
 
-def _masks(fused: Found, found: Sequence[Found]) -> np.ndarray | None:
-    if any(one.masks is None for one in found):
-        return None
-    masks = np.concatenate([one.masks for one in found])
-    if not len(fused.boxes):
-        return masks[:0]
-    boxes, classes = np.concatenate([one.boxes for one in found]), np.concatenate([one.classes for one in found])
-    overlaps = box_iou(torch.from_numpy(fused.boxes.astype(np.float64)), torch.from_numpy(boxes)).numpy()
-    overlaps[fused.classes[:, None] != classes] = -1
-    return masks[overlaps.argmax(axis=1)]
+def _scores(overlaps: np.ndarray, found: Sequence[Found]) -> np.ndarray:
+    """Scores of merged boxes. A box of a detector counts for the one that it overlaps most.
+
+    Args:
+        overlaps: (merged boxes, boxes of all detectors) IoU; -1 where the classes differ.
+        found: of each detector.
+    """
+    scores = np.zeros(len(overlaps))
+    if not len(overlaps):
+        return scores
+    belongs, overlapped = overlaps.argmax(axis=0), overlaps.max(axis=0) > 0
+    detector = np.repeat(np.arange(len(found)), [len(one.scores) for one in found])
+    every = np.concatenate([one.scores for one in found])
+    for number in range(len(found)):
+        mine, highest = overlapped & (detector == number), np.zeros(len(overlaps))
+        np.maximum.at(highest, belongs[mine], every[mine])
+        scores += highest / len(found)
+    return scores
 
 
 class Ensemble(nn.Module):

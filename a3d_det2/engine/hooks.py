@@ -68,10 +68,15 @@ class WeightAverage(HookBase):
     Args:
         averaged: the average.
         model: whose weights they are, without ``DistributedDataParallel``.
+        checkpointer: saves the average.
     """
 
-    def __init__(self, averaged: AveragedModel, model: torch.nn.Module):
-        self._averaged, self._model = averaged, model
+    def __init__(self, averaged: AveragedModel, model: torch.nn.Module, checkpointer: LesionCheckpointer):
+        self._averaged, self._model, self._checkpointer = averaged, model, checkpointer
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter > 0:
+            self._checkpointer.go_on()
 
     def after_step(self) -> None:
         self._averaged.update_parameters(self._model)

@@ -43,8 +43,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("expected a --config-file")
     if not 0 <= args.score <= 1:
         parser.error(f"expected a --score from 0 to 1, got {args.score}")
-    if os.path.isdir(args.output):
-        parser.error(f"expected a file as --output, got the folder {args.output}")
+    folder = os.path.dirname(os.path.abspath(args.output))
+    if os.path.isdir(args.output) or not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        parser.error(f"expected a file in a folder that can be written to as --output, got {args.output}")
+    if args.step:
+        parser.error(f"expected no --step, as every slice is looked at, got {args.step}")
+    args.min_score = min(args.min_score, args.score)
     return args
 
 
@@ -62,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         predictor.progress = False
         with mistakes(kinds=(OSError, ValueError, RuntimeError, MemoryError)):
             mined, unreadable = mine(predictor, records, args.score)
-            write_mined(args.output, mined, {**how, "score": args.score})
+            write_mined(args.output, mined, {**how, "score": args.score, "unreadable": unreadable})
     for problem in unreadable:
         print(f"  Not looked at: {problem}")
     count, images = sum(map(len, mined.values())), sum(map(bool, mined.values()))

@@ -237,6 +237,7 @@ def config_digest(cfg: CfgNode) -> str:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = ""
+    cfg.TEST.ENSEMBLE = [""] * len(cfg.TEST.ENSEMBLE)
     cfg.DATASETS = cfg.DATALOADER = type(cfg)()
     return hashlib.sha256(cfg.dump().encode()).hexdigest()
 

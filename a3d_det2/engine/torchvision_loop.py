@@ -28,6 +28,7 @@ from ..checkpoint.strict import StrictCheckpointer
 from ..config import add_a3d_config, amp_dtype, clips_full_model
 from ..data.deeplesion import dataset_files, load_named
 from ..data.dl_info import LESION_TYPES
+from ..data.mined import check_mined, read_mined
 from ..data.torch_dataset import build_loader
 from ..evaluation.evaluation_files import evaluate_results
 from ..model_zoo import find_config_file, get_config_file
@@ -47,7 +48,6 @@ from .torchrun import goes_on, join_processes, process_timeout
 DEFAULTS = {  # Detectron2's, of the keys that Base-DeepLesion.yaml leaves alone
     "MODEL": {"DEVICE": "cuda"},
     "INPUT": {"FORMAT": "BGR", "RANDOM_FLIP": "horizontal"},
-    "TEST": {},
     "DATASETS": {"TRAIN": (), "TEST": ()},
     "DATALOADER": {"NUM_WORKERS": 4},
     "SOLVER": {
@@ -179,12 +179,17 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
             start, seed = whole_number(loaded, "iteration") + 1, whole_number(loaded, "seed")
     parallel = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
     records = [record for name in cfg.DATASETS.TRAIN for record in load_named(name)]
+    if cfg.DATASETS.MINED:
+        with mistakes():
+            check_mined(read_mined(cfg.DATASETS.MINED), (record["image_id"] for record in records), 1)
     share = range(start * batch_size + rank(), solver.MAX_ITER * batch_size, world)
     loader = build_loader(cfg, records, share, batch_size // world, is_train=True, seed=seed)
     losses_of = partial(forward, parallel, device=device)
     if averaged:
         ema_cfg = in_ema_folder(cfg)
         ema_checkpointer = StrictCheckpointer(averaged.module, ema_cfg.OUTPUT_DIR, save_to_disk=rank() == 0)
+        if resume:
+            ema_checkpointer.go_on()
 
     def test() -> dict[str, float]:
         metrics = evaluate(cfg, model, device)
@@ -209,7 +214,8 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
                 values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
                 total = check_loss(values)
             watch.add(done, total)
-            chance.add(done, values["loss_classifier"], model.roi_heads.lesion_share)
+            if "loss_classifier" in values:
+                chance.add(done, values["loss_classifier"], model.roi_heads.lesion_share)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             if clips_full_model(cfg):

@@ -80,7 +80,8 @@ class Trainer(DefaultTrainer):
                 EvalHook(cfg.TEST.EVAL_PERIOD, lambda: {EMA: self.test(cfg, model)}),
                 *self._best_checkpointers(checkpointer, f"{EMA}/"),
             ]
-            hooks.insert(0, WeightAverage(self.averaged, self.checkpointer.model))  # before it is saved and tested
+            average = WeightAverage(self.averaged, self.checkpointer.model, checkpointer)
+            hooks.insert(0, average)  # before it is saved and tested
         return hooks
 
     def _best_checkpointers(self, checkpointer, prefix: str = "") -> list[BestCheckpointer]:

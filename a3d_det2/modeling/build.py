@@ -73,9 +73,16 @@ def window_channels(cfg) -> WindowChannels | None:
     """What makes these channels; None for the one that there is without HU_WINDOWS.
 
     Raises:
-        ValueError: if a window is not within HU_WINDOW.
+        ValueError: if a window is not within HU_WINDOW, or PIXEL_MEAN and PIXEL_STD change what the mapper gives.
     """
-    return WindowChannels(cfg.INPUT.HU_WINDOWS, cfg.INPUT.HU_WINDOW) if cfg.INPUT.HU_WINDOWS else None
+    if not cfg.INPUT.HU_WINDOWS:
+        return None
+    if (list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)) != ([0], [1]):
+        raise ValueError(
+            "Expected MODEL.PIXEL_MEAN [0.0] and PIXEL_STD [1.0] with INPUT.HU_WINDOWS, got "
+            f"{cfg.MODEL.PIXEL_MEAN!r} and {cfg.MODEL.PIXEL_STD!r}."
+        )
+    return WindowChannels(cfg.INPUT.HU_WINDOWS, cfg.INPUT.HU_WINDOW)
 
 
 def checked_num_slices(cfg) -> int:

@@ -72,6 +72,8 @@ class PngFolder:
         """
         x, y, z = self.spacing()
         numbers = self.series.numbers
+        if not numbers:
+            raise UnreadableVolume(f"{self.folder}: expected slices as 16-bit PNG, NNN.png, got none")
         hu = None
         for k, number in enumerate(numbers):
             try:

@@ -94,6 +94,9 @@ def test_a_step_of_detectron2(batch):
                 step.run_step()
         models.append((model.weight.detach(), storage.latest()["total_loss"][0]))
     torch.testing.assert_close(models[1], models[0])
+    with torch.no_grad():
+        step.model(batch)  # as Detectron2's PreciseBN calls it
+    assert step.model.module.seen[-1] == list("012345")
     step.model.eval()
     assert set(step.model(batch)) == {"square", "linear"}
     assert step.model.module.seen[-1] == list("012345")

@@ -20,7 +20,10 @@ def test_average(start, tmp_path):
     assert {path.name for path in (out / "ema").glob("model_0*.pth")} >= set(files)
     (out / "model_final.pth").unlink()
     (out / "last_checkpoint").write_text(files[-1])
+    (out / "ema" / "model_0000002.pth.7.part").write_text("half")
     assert start(*EMA, "SOLVER.MAX_ITER", 5, arguments=["--resume"]) is None
+    assert not list(out.rglob("*.part"))
+    assert files[0] in (out / "ema" / "checkpoints.txt").read_text().split()
     average = {name: value.double() for name, value in weights(out / files[0]).items()}
     for name in ("model_0000001.pth", "model_0000002.pth", "model_0000003.pth", "model_final.pth"):
         new = weights(out / name)

@@ -35,6 +35,16 @@ def test_boxes_of_one_lesion():
     assert len(fuse([one, two], (64, 128), 1).boxes) == 1
 
 
+def test_a_weak_second_box_changes_little():
+    """Two detectors are sure of a lesion, and have each a weak box beside it that their NMS has left."""
+    one = found([[10, 10, 30, 30], [17, 10, 37, 30]], [0.95, 0.01])
+    two = found([[13, 10, 33, 30], [20, 10, 40, 30]], [0.95, 0.01])
+    fused = fuse([one, two], (64, 64), 10)
+    np.testing.assert_allclose(fused.scores[0], 0.95, atol=0.001)
+    np.testing.assert_allclose(fused.boxes[0], [11.5, 10, 31.5, 30], atol=0.2)
+    assert (fused.scores[1:] <= 0.01 + 1e-6).all()
+
+
 def test_classes_stay_apart():
     one, two = found([[10, 10, 30, 30]], [0.8], [0]), found([[10, 10, 30, 30]], [0.6], [2])
     fused = fuse([one, two], (64, 64), 10)
@@ -129,9 +139,10 @@ def test_mistakes(start, tmp_path, monkeypatch):
     options = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", "('phantom_test',)"]
     error = start(*options, "TEST.ENSEMBLE", "['nowhere.pth']", arguments=["--eval-only"])
     assert "there is no file 'nowhere.pth'" in error
-    monkeypatch.setattr(ensemble, "find_spec", lambda name: None)
-    error = start(*options, *VIEWS, arguments=["--eval-only"])
-    assert "need ensemble-boxes: pip install 'a3d_det2[ensemble]'" in error
+    monkeypatch.setattr("a3d_det2.engine.config_check.find_spec", lambda name: None)
+    for arguments in ([], ["--eval-only"]):
+        error = start(*options, *VIEWS, arguments=arguments)
+        assert "need ensemble-boxes: pip install 'a3d_det2[ensemble]'" in error
 
 
 def test_a_predictor(engine, tmp_path):

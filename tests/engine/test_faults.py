@@ -141,14 +141,17 @@ def test_the_checkpoint_before(tmp_path, caplog, damage):
 def test_what_was_not_written_to_its_end(tmp_path):
     """A training that is killed often does not fill the disk; what is none of ours stays."""
     model = torch.nn.Linear(2, 2)
-    StrictCheckpointer(model, str(tmp_path)).save("model_0000001", iteration=1)
+    first = StrictCheckpointer(model, str(tmp_path), optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    first.save("model_0000001", iteration=1)
     parts = ["model_0000003.pth.77.part", "model_best.pth.8.part", "last_checkpoint.9.part", "checkpoints.txt.9.part"]
     others = ["model_0000003.pth.part", "notes.77.part", "model.pth.1.part.old"]
     for name in parts + others:
         (tmp_path / name).write_text("half")
     (tmp_path / "folder.pth.1.part").mkdir()
     before = sorted(os.listdir(tmp_path))
-    checkpointer = StrictCheckpointer(model, str(tmp_path))
+    StrictCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)  # an evaluation, maybe beside a training
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpointer = StrictCheckpointer(model, str(tmp_path), optimizer=optimizer)
     checkpointer.resume_or_load("", resume=False)
     checkpointer.save_to_disk = False  # as in all processes but the first one
     assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
@@ -156,7 +159,7 @@ def test_what_was_not_written_to_its_end(tmp_path):
     checkpointer.save_to_disk = True
     assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
     assert sorted(os.listdir(tmp_path)) == sorted(set(before) - set(parts))
-    StrictCheckpointer(model, str(tmp_path / "not there yet")).resume_or_load("", resume=True)
+    StrictCheckpointer(model, str(tmp_path / "not there yet"), optimizer=optimizer).resume_or_load("", resume=True)
 
 
 def test_a_checkpoint_on_a_full_disk(tmp_path, monkeypatch):

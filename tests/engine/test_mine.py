@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from a3d_det2.data.deeplesion import load_deeplesion
-from a3d_det2.data.mined import read_mined
+from a3d_det2.data.mined import read_mined, write_mined
 from a3d_det2.engine.mine import main, mine, on_key_slice
 from a3d_det2.volumes.lesion import LesionSlice
 from tests.engine.conftest import TINY
@@ -58,6 +58,10 @@ def test_series(phantom_root, caplog):
     mined, unreadable = mine(FakePredictor([]), [{**records[0], "slice_interval": float("nan")}], 0.5)
     assert mined == {records[0]["image_id"]: []}
     assert "expected three distances in mm" in unreadable[0]
+    gone = {**records[0], "file_name": records[0]["file_name"].replace("Images_png", "Images_gone")}
+    mined, unreadable = mine(FakePredictor([]), [gone], 0.5)
+    assert mined == {records[0]["image_id"]: []}
+    assert "expected slices as 16-bit PNG" in unreadable[0]
 
 
 @pytest.fixture
@@ -105,7 +109,9 @@ def test_mistakes(run, start, engine, tmp_path):
     assert "--datasets: " in run("--datasets", "phantom_tarin")
     for arguments, message in (
         (("--datasets", "phantom_val", "--score", "1.5"), "expected a --score from 0 to 1, got 1.5"),
-        (("--datasets", "phantom_val", "--output", tmp_path), "expected a file as --output"),
+        (("--datasets", "phantom_val", "--output", tmp_path), "expected a file in a folder that can be written to"),
+        (("--datasets", "phantom_val", "--output", tmp_path / "no" / "m.json"), "expected a file in a folder that can"),
+        (("--datasets", "phantom_val", "--step", "5"), "expected no --step, as every slice is looked at, got 5.0"),
     ):
         assert message in run(*arguments)
     assert "DATASETS.MINED: expected a file of tools/mine_lesions.py" in start("DATASETS.MINED", "nowhere.json")
@@ -120,4 +126,23 @@ def test_mistakes(run, start, engine, tmp_path):
 def test_of_another_dataset(run, start, tmp_path):
     run("--datasets", "phantom_val", "--min-score", "0.3")
     error = start("DATASETS.MINED", tmp_path / "mined.json")
-    assert "among the 4 key slices of DATASETS.MINED" in error
+    assert "expected all key slices of DATASETS.TRAIN, got 4 without 12 of them, such as 0000" in error
+
+
+def test_of_other_classes(start, tmp_path, phantom_root):
+    folder = phantom_root / "phantom"
+    records = load_deeplesion(str(folder / "DL_info.csv"), str(folder / "Images_png"), "train")
+    lesion = {"bbox": [1, 1, 9, 9], "score": 0.9, "category_id": 5}
+    write_mined(tmp_path / "mined.json", {record["image_id"]: [lesion] for record in records}, {})
+    assert "expected classes from 0 to 0, got 5 (0000" in start("DATASETS.MINED", tmp_path / "mined.json")
+
+
+def test_a_loader_for_a_detector_that_knows_no_ignored_lesions(phantom_root, tmp_path, monkeypatch):
+    """As whoever calls it from a script, with a config of Detectron2's RPN."""
+    pytest.importorskip("detectron2")
+    from a3d_det2.data.loaders import build_lesion_train_loader
+    from a3d_det2.engine import launching
+
+    cfg = make_config(launching, "DATASETS.MINED", "mined.json", "MODEL.PROPOSAL_GENERATOR.NAME", "RPN")
+    with pytest.raises(ValueError, match="expected a LesionRPN with StandardROIHeads"):
+        build_lesion_train_loader(cfg)
