@@ -28,10 +28,16 @@ def clips_full_model(cfg: CfgNode) -> bool:
     return clip.ENABLED and (clip.CLIP_TYPE == "full_model" or (clip.CLIP_TYPE == "norm" and clip.FULL_MODEL))
 
 
-def knows_ignored(cfg: CfgNode) -> bool:
-    """Whether the detector of one of Detectron2's configs knows ignored lesions, as those of DATASETS.MINED."""
+def ignored_problem(cfg: CfgNode) -> str:
+    """Why the detector of one of Detectron2's configs cannot be trained with DATASETS.MINED; "" if it can."""
     heads = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.ROI_HEADS.NAME
-    return cfg.MODEL.META_ARCHITECTURE == "LesionRetinaNet" or heads == ("LesionRPN", "StandardROIHeads")
+    if cfg.MODEL.META_ARCHITECTURE == "LesionRetinaNet" or heads == ("LesionRPN", "StandardROIHeads"):
+        return ""
+    return (
+        "DATASETS.MINED: expected MODEL.PROPOSAL_GENERATOR.NAME 'LesionRPN' with MODEL.ROI_HEADS.NAME "
+        "'StandardROIHeads', or a LesionRetinaNet, as others know no lesions that are ignored; got "
+        f"{heads[0]!r} with {heads[1]!r}."
+    )
 
 
 def loader_timeout(cfg: CfgNode) -> float:

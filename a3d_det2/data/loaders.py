@@ -2,9 +2,9 @@
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 
-from ..config import knows_ignored, loader_timeout
+from ..config import ignored_problem, loader_timeout
 from .dataset_mapper import DeepLesionMapper
-from .mined import check_mined, read_mined
+from .mined import check_mined
 
 
 def build_lesion_train_loader(cfg):
@@ -14,16 +14,13 @@ def build_lesion_train_loader(cfg):
         ValueError: if a dataset has another number of classes than an R-CNN or RetinaNet of the config, or
             DATASETS.MINED is of another dataset, or the detector of the config does not know ignored lesions.
     """
+    if cfg.DATASETS.MINED and (problem := ignored_problem(cfg)):
+        raise ValueError(problem)
+    mapper = DeepLesionMapper(cfg, is_train=True)
     if cfg.DATASETS.MINED:
-        if not knows_ignored(cfg):
-            raise ValueError(
-                "DATASETS.MINED: expected a LesionRPN with StandardROIHeads, or a LesionRetinaNet, got "
-                f"{cfg.MODEL.PROPOSAL_GENERATOR.NAME} with {cfg.MODEL.ROI_HEADS.NAME}."
-            )
         records = (record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name))
-        check_mined(read_mined(cfg.DATASETS.MINED), (record["image_id"] for record in records), _classes(cfg))
-    timeout = loader_timeout(cfg)
-    loader = build_detection_train_loader(cfg, mapper=DeepLesionMapper(cfg, is_train=True), timeout=timeout)
+        check_mined(mapper.load.mined, (record["image_id"] for record in records), _classes(cfg))
+    loader = build_detection_train_loader(cfg, mapper=mapper, timeout=loader_timeout(cfg))
     for name in cfg.DATASETS.TRAIN:  # which some tell when they are read
         _check_classes(cfg, name)
     return loader

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import loader_timeout
-from .mined import IGNORED
+from .mined import IGNORED, check_mined
 from .png import UnreadableSlice
 from .sample import SampleLoader, affine_fill, sample_options
 from .transforms import draw_affine, draw_hu_jitter
@@ -130,7 +130,11 @@ def augment(
 
 
 def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0) -> LesionDataset:
-    """Build the :class:`LesionDataset` of a config."""
+    """Build the :class:`LesionDataset` of a config.
+
+    Raises:
+        ValueError: if DATASETS.MINED is of another dataset.
+    """
     turn_off_opencv_threads()  # whoever gives the dataset to a data loader will fork workers
     how, affine, jitter = cfg.INPUT, cfg.INPUT.AFFINE, cfg.INPUT.HU_JITTER
     change = partial(augment, min_sizes=[how.MIN_SIZE_TEST], max_size=how.MAX_SIZE_TEST)
@@ -141,6 +145,8 @@ def build_lesion_dataset(cfg, records: list[dict], is_train: bool, seed: int = 0
         warp = affine.INTERPOLATION, affine.BORDER
         change = partial(change, affine_first=affine.ORDER == "first", warp=warp)
     load = SampleLoader(**(sample_options(cfg, is_train) | {"mask_format": "bitmask"}))  # all that torchvision takes
+    if load.mined is not None:
+        check_mined(load.mined, (record["image_id"] for record in records), cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     return LesionDataset(records, load, change, seed)
 
 

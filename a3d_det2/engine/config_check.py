@@ -1,10 +1,9 @@
 """Whether a config can work, before any data is read: the same for every engine."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.util import find_spec
 from itertools import chain
 
 import torch
@@ -12,7 +11,9 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from ..files import is_url
+from ..modeling.build import window_channels
 from .config_rules import RULES, Allowed
+from .ensemble import fusion_problem
 from .mistakes import Mistake, mistakes
 
 ANCHOR_GENERATORS = ("DefaultAnchorGenerator", "PublishedAnchorGenerator")  # made of SIZES and ASPECT_RATIOS
@@ -141,26 +142,18 @@ def _shapes(cfg: CfgNode, start: Start) -> Iterator[str]:
         yield f"MODEL.PIXEL_STD: expected as many entries as MODEL.PIXEL_MEAN has, {len(mean)}, got {std!r}."
     if cfg.MODEL.BACKBONE.NAME.startswith("build_a3d") and not cfg.MODEL.FPN.IN_FEATURES:
         yield f"MODEL.FPN.IN_FEATURES: expected one output of the trunk or more, got {cfg.MODEL.FPN.IN_FEATURES!r}."
-    if windows := cfg.INPUT.HU_WINDOWS:
-        yield from _windows(cfg, windows)
-    box = cfg.MODEL.ROI_BOX_HEAD
-    if box.NAME == "FastRCNNConvFCHead" and box.NUM_FC + box.get("NUM_CONV", 0) == 0:
-        yield f"MODEL.ROI_BOX_HEAD.NUM_FC: expected a head of one layer or more, got {box.NUM_FC}."
-
-
-def _windows(cfg: CfgNode, windows: Sequence[tuple[float, float]]) -> Iterator[str]:
-    lowest, highest = cfg.INPUT.HU_WINDOW
-    for low, high in windows:
-        if not lowest <= low < high <= highest:
-            yield f"INPUT.HU_WINDOWS: expected windows within INPUT.HU_WINDOW, {lowest, highest}, got {low, high}."
-    for key, value in (("PIXEL_MEAN", 0), ("PIXEL_STD", 1)):
-        if list(cfg.MODEL[key]) != [value]:
-            yield f"MODEL.{key}: expected [{value:.1f}] with INPUT.HU_WINDOWS, got {cfg.MODEL[key]!r}."
-    if not cfg.MODEL.BACKBONE.NAME.startswith("build_a3d"):
+    try:
+        window_channels(cfg)
+    except ValueError as error:
+        yield str(error)
+    if cfg.INPUT.HU_WINDOWS and not cfg.MODEL.BACKBONE.NAME.startswith("build_a3d"):
         yield (
             "INPUT.HU_WINDOWS: expected none with a backbone that is not of the kind build_a3d_..., got them with "
             f"{cfg.MODEL.BACKBONE.NAME!r}."
         )
+    box = cfg.MODEL.ROI_BOX_HEAD
+    if box.NAME == "FastRCNNConvFCHead" and box.NUM_FC + box.get("NUM_CONV", 0) == 0:
+        yield f"MODEL.ROI_BOX_HEAD.NUM_FC: expected a head of one layer or more, got {box.NUM_FC}."
 
 
 def _anchors(cfg: CfgNode, start: Start) -> Iterator[str]:
@@ -258,8 +251,8 @@ def _weights(cfg: CfgNode, start: Start) -> Iterator[str]:
 
 
 def _ensemble(cfg: CfgNode, start: Start) -> Iterator[str]:
-    if (cfg.TEST.VIEWS or cfg.TEST.ENSEMBLE) and find_spec("ensemble_boxes") is None:
-        yield "TEST.VIEWS and TEST.ENSEMBLE need ensemble-boxes: pip install 'a3d_det2[ensemble]'."
+    if (cfg.TEST.VIEWS or cfg.TEST.ENSEMBLE) and (problem := fusion_problem()):
+        yield problem
     for path in cfg.TEST.ENSEMBLE:
         if not is_url(path) and not os.path.isfile(path):
             yield f"TEST.ENSEMBLE: expected paths of checkpoints, or URLs; there is no file {path!r}."

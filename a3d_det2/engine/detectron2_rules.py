@@ -11,7 +11,7 @@ from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGIS
 from fvcore.common.config import CfgNode
 from fvcore.common.registry import Registry
 
-from ..config import knows_ignored
+from ..config import ignored_problem
 from .config_rules import ANY_NUMBER, POSITIVE, PROBABILITY, Allowed, number, one_of, several, whole
 
 
@@ -105,12 +105,8 @@ def detectron2_checks(cfg: CfgNode) -> Iterator[str]:
         if len(labels) != len(thresholds) + 1:
             wanted = len(thresholds) + 1
             yield f"MODEL.{part}.IOU_LABELS: expected {wanted}, for IOU_THRESHOLDS {thresholds!r}, got {labels!r}."
-    if cfg.DATASETS.MINED and not knows_ignored(cfg):
-        yield (
-            "DATASETS.MINED: expected MODEL.PROPOSAL_GENERATOR.NAME 'LesionRPN' with MODEL.ROI_HEADS.NAME "
-            "'StandardROIHeads', or a LesionRetinaNet, as others know no lesions that are ignored; got "
-            f"{cfg.MODEL.PROPOSAL_GENERATOR.NAME!r} with {cfg.MODEL.ROI_HEADS.NAME!r}."
-        )
+    if cfg.DATASETS.MINED and (problem := ignored_problem(cfg)):
+        yield problem
     means, slices = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.A3D.NUM_SLICES
     is_2d = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME).__module__.startswith("detectron2.")
     if is_2d and len(means) != slices:

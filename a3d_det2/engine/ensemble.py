@@ -97,16 +97,20 @@ class Detectron2Ensemble(Ensemble):
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         from detectron2.structures import Boxes, Instances
 
-        results = []
-        for x in batched_inputs:
-            image = x["image"].shape[-2:]
-            size, found = (x.get("height", image[0]), x.get("width", image[1])), []
-            for view in self.views:
-                seen = view.of(x["image"])
-                for model in self.models:
-                    (output,) = model([{**x, "image": seen, "height": size[0], "width": size[1]}])
+        images = [x["image"].shape[-2:] for x in batched_inputs]
+        sizes = [(x.get("height", h), x.get("width", w)) for x, (h, w) in zip(batched_inputs, images, strict=True)]
+        every = [[] for _ in batched_inputs]
+        for view in self.views:
+            seen = [
+                {**x, "image": view.of(x["image"]), "height": height, "width": width}
+                for x, (height, width) in zip(batched_inputs, sizes, strict=True)
+            ]
+            for model in self.models:
+                for i, output in enumerate(model(seen)):
                     one = of_instances(output["instances"])
-                    found.append(view.undo(one, seen.shape[-2:], image, size))
+                    every[i].append(view.undo(one, seen[i]["image"].shape[-2:], images[i], sizes[i]))
+        results = []
+        for found, size in zip(every, sizes, strict=True):
             fused, instances = fuse(found, size, self.limit), Instances(size)
             instances.pred_boxes = Boxes(torch.from_numpy(fused.boxes))
             instances.scores, instances.pred_classes = torch.from_numpy(fused.scores), torch.from_numpy(fused.classes)
@@ -120,22 +124,29 @@ class TorchvisionEnsemble(Ensemble):
     """Takes and gives what this package's detectors of torchvision do in a test."""
 
     def forward(self, images, targets=None, thickness: Tensor | None = None, output_sizes=None) -> list[dict]:
+        sizes = [tuple(size) for size in output_sizes or [x.shape[-2:] for x in images]]
+        every = [[] for _ in images]
+        for view in self.views:
+            seen = [view.of(x) for x in images]
+            for model in self.models:
+                for i, output in enumerate(model(seen, None, thickness, sizes)):
+                    one = of_torchvision(output)
+                    every[i].append(view.undo(one, seen[i].shape[-2:], images[i].shape[-2:], sizes[i]))
         results = []
-        for i, x in enumerate(images):
-            image = x.shape[-2:]
-            size, found = tuple(output_sizes[i]) if output_sizes else tuple(image), []
-            interval = None if thickness is None else thickness[i : i + 1]
-            for view in self.views:
-                seen = view.of(x)
-                for model in self.models:
-                    (output,) = model([seen], None, interval, [size])
-                    found.append(view.undo(of_torchvision(output), seen.shape[-2:], image, size))
+        for found, size in zip(every, sizes, strict=True):
             fused = fuse(found, size, self.limit)
             result = {"boxes": fused.boxes, "scores": fused.scores, "labels": fused.classes + 1}
             if fused.masks is not None:
                 result["masks"] = np.ascontiguousarray(fused.masks[:, None], dtype=np.float32)
             results.append({name: torch.from_numpy(value) for name, value in result.items()})
         return results
+
+
+def fusion_problem() -> str:
+    """Why boxes cannot be merged here; "" if they can."""
+    if find_spec("ensemble_boxes") is not None:
+        return ""
+    return "TEST.VIEWS and TEST.ENSEMBLE need ensemble-boxes: pip install 'a3d_det2[ensemble]'."
 
 
 def with_views(cfg: CfgNode, model: nn.Module, kind: type[Ensemble], load: Callable[[str], nn.Module]) -> nn.Module:
@@ -153,8 +164,8 @@ def with_views(cfg: CfgNode, model: nn.Module, kind: type[Ensemble], load: Calla
     views, others = [View.named(name) for name in cfg.TEST.VIEWS], cfg.TEST.ENSEMBLE
     if not (views or others):
         return model
-    if find_spec("ensemble_boxes") is None:
-        raise Mistake("TEST.VIEWS and TEST.ENSEMBLE need ensemble-boxes: pip install 'a3d_det2[ensemble]'.")
+    if problem := fusion_problem():
+        raise Mistake(problem)
     return kind([model, *map(load, others)], views, cfg.TEST.DETECTIONS_PER_IMAGE)
 
 

@@ -28,7 +28,6 @@ from ..checkpoint.strict import StrictCheckpointer
 from ..config import add_a3d_config, amp_dtype, clips_full_model
 from ..data.deeplesion import dataset_files, load_named
 from ..data.dl_info import LESION_TYPES
-from ..data.mined import check_mined, read_mined
 from ..data.torch_dataset import build_loader
 from ..evaluation.evaluation_files import evaluate_results
 from ..model_zoo import find_config_file, get_config_file
@@ -179,9 +178,6 @@ def train(cfg: CfgNode, model: torch.nn.Module, device: torch.device, checkpoint
             start, seed = whole_number(loaded, "iteration") + 1, whole_number(loaded, "seed")
     parallel = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
     records = [record for name in cfg.DATASETS.TRAIN for record in load_named(name)]
-    if cfg.DATASETS.MINED:
-        with mistakes():
-            check_mined(read_mined(cfg.DATASETS.MINED), (record["image_id"] for record in records), 1)
     share = range(start * batch_size + rank(), solver.MAX_ITER * batch_size, world)
     loader = build_loader(cfg, records, share, batch_size // world, is_train=True, seed=seed)
     losses_of = partial(forward, parallel, device=device)

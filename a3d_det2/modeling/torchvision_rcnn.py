@@ -66,13 +66,6 @@ class LesionRPN(RegionProposalNetwork):
     """torchvision's RPN where a label of -1 says that a lesion shall be neither found nor not found: anchors near it
     are no background, see :func:`.near_ignored`. The box heads leave proposals with this label out by themselves."""
 
-    @classmethod
-    def like(cls, rpn: RegionProposalNetwork) -> "LesionRPN":
-        """The same network, with the same parameters."""
-        same = cls.__new__(cls)
-        same.__dict__.update(rpn.__dict__)
-        return same
-
     def assign_targets_to_anchors(self, anchors, targets):
         """See ``RegionProposalNetwork.assign_targets_to_anchors``; a label of -1 leaves an anchor out."""
         lesions = [{"boxes": target["boxes"][target["labels"] > 0]} for target in targets]
@@ -94,18 +87,18 @@ class LesionRoIHeads(RoIHeads):
 
     lesion_share = float("nan")
 
-    @classmethod
-    def like(cls, heads: RoIHeads) -> "LesionRoIHeads":
-        """The same heads, with the same parameters."""
-        same = cls.__new__(cls)
-        same.__dict__.update(heads.__dict__)
-        return same
-
     def select_training_samples(self, proposals, targets):
         """See ``RoIHeads.select_training_samples``."""
         selected = super().select_training_samples(proposals, targets)
         self.lesion_share = float((torch.cat(selected[2]) > 0).float().mean())
         return selected
+
+
+def _as(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+    """A module as one of a subclass, with the same parameters: torchvision's detectors make their parts themselves."""
+    same = kind.__new__(kind)
+    same.__dict__.update(module.__dict__)
+    return same
 
 
 class _OfSlices:
@@ -115,7 +108,7 @@ class _OfSlices:
 
     def __init__(self, backbone: nn.Module, *args, image_mean=(0.0,), image_std=(1.0,), **kwargs):
         super().__init__(backbone, *args, **kwargs)
-        self.rpn, self.roi_heads = LesionRPN.like(self.rpn), LesionRoIHeads.like(self.roi_heads)
+        self.rpn, self.roi_heads = _as(LesionRPN, self.rpn), _as(LesionRoIHeads, self.roi_heads)
         self.transform = BatchOnly(0, 0, image_mean, image_std, size_divisible=backbone.size_divisibility)
 
     def forward(self, images, targets=None, thickness: Tensor | None = None, output_sizes=None):

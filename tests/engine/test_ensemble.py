@@ -139,7 +139,7 @@ def test_mistakes(start, tmp_path, monkeypatch):
     options = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", "('phantom_test',)"]
     error = start(*options, "TEST.ENSEMBLE", "['nowhere.pth']", arguments=["--eval-only"])
     assert "there is no file 'nowhere.pth'" in error
-    monkeypatch.setattr("a3d_det2.engine.config_check.find_spec", lambda name: None)
+    monkeypatch.setattr(ensemble, "find_spec", lambda name: None)
     for arguments in ([], ["--eval-only"]):
         error = start(*options, *VIEWS, arguments=arguments)
         assert "need ensemble-boxes: pip install 'a3d_det2[ensemble]'" in error

@@ -144,5 +144,5 @@ def test_a_loader_for_a_detector_that_knows_no_ignored_lesions(phantom_root, tmp
     from a3d_det2.engine import launching
 
     cfg = make_config(launching, "DATASETS.MINED", "mined.json", "MODEL.PROPOSAL_GENERATOR.NAME", "RPN")
-    with pytest.raises(ValueError, match="expected a LesionRPN with StandardROIHeads"):
+    with pytest.raises(ValueError, match="expected MODEL.PROPOSAL_GENERATOR.NAME 'LesionRPN'"):
         build_lesion_train_loader(cfg)

@@ -36,7 +36,7 @@ SLIPS = [
         "[[-150.0, 250.0], 3]",
         "entries are each two numbers, the lower one first",
     ),
-    ("INPUT.HU_WINDOWS", "[[-150.0, 400.0]]", r"within INPUT.HU_WINDOW, \(-200.0, 300.0\), got \(-150.0, 400.0\)"),
+    ("INPUT.HU_WINDOWS", "[[-150.0, 400.0]]", r"within INPUT.HU_WINDOW \(-200.0, 300.0\), got \(-150.0, 400.0\)"),
     ("SOLVER.ACCUMULATION", 0, "expected a whole number from 1 on, got 0"),
     ("SOLVER.EMA_DECAY", 1.0, "expected a number from 0 to below 1, got 1.0"),
     ("INPUT.AFFINE.SHIFT", -0.1, "expected a number from 0 to 1, got -0.1"),
@@ -68,7 +68,7 @@ def test_a_slip_is_named_before_anything_is_written(start, tmp_path, key, value,
 
 def test_windows_and_what_they_do_not_go_with(start):
     windows = ["INPUT.HU_WINDOWS", "[[-150.0, 250.0]]"]
-    assert "MODEL.PIXEL_MEAN: expected [0.0] with INPUT.HU_WINDOWS, got [3.0]" in start(
+    assert "MODEL.PIXEL_MEAN [0.0] and PIXEL_STD [1.0] with INPUT.HU_WINDOWS, got [3.0]" in start(
         *windows, "MODEL.PIXEL_MEAN", "[3.0]"
     )
     assert "INPUT.HU_WINDOWS: expected none with a backbone that is not of the kind build_a3d_..." in start(
